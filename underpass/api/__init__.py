@@ -1,0 +1,1 @@
+"""The wire types both programs share: Envoy's v3 API. See :mod:`underpass.api.envoy`."""
