@@ -14,7 +14,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
+from typing import Any as _Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 TYPE_PREFIX: Final = "type.googleapis.com/"
 
-_ENUM_CACHE: dict[str, Any] = {}
+_ENUM_CACHE: dict[str, _Any] = {}
 
 
 class SchemaError(Exception):
@@ -61,7 +62,7 @@ class _Files:
 
 
 pool: Final = descriptor_pool.DescriptorPool(
-    cast("Any", _Files(resources.files("underpass.api").joinpath("envoy.binpb").read_bytes()))
+    cast("_Any", _Files(resources.files("underpass.api").joinpath("envoy.binpb").read_bytes()))
 )
 _lock: Final = threading.Lock()
 _classes: Final[dict[str, type[Message]]] = {}
@@ -97,7 +98,7 @@ def enum_name(full_name: str, number: int) -> str:
     return str(number) if found is None else str(found.name)
 
 
-def _enum(full_name: str) -> Any:
+def _enum(full_name: str) -> _Any:
     found = _ENUM_CACHE.get(full_name)
     if found is None:
         try:
@@ -114,12 +115,12 @@ def type_url(kind: Message | type[Message] | str) -> str:
     return TYPE_PREFIX + str(kind.DESCRIPTOR.full_name)
 
 
-def pack_any(payload: Message) -> Any:
+def pack_any(payload: Message) -> _Any:
     """*payload* in an ``Any`` of this pool, serialised deterministically (map entries in key order)."""
     return _any()(type_url=type_url(payload), value=payload.SerializeToString(deterministic=True))
 
 
-def _any() -> Any:
+def _any() -> _Any:
     return message("google.protobuf.Any")
 
 
@@ -128,7 +129,7 @@ def unpack_any(packed: Message) -> Message:
 
     Raises :class:`UnknownTypeError` for a type that the schema lacks, :class:`SchemaError` for bytes that are not one.
     """
-    box: Any = packed
+    box: _Any = packed
     name = str(box.type_url).rpartition("/")[2]
     kind = message(name)
     try:
@@ -137,7 +138,7 @@ def unpack_any(packed: Message) -> Message:
         raise SchemaError(f"the bytes of an Any are not a {name}: {error}") from error
 
 
-def to_dict(payload: Message, *, proto_names: bool = False, defaults: bool = False) -> dict[str, Any]:
+def to_dict(payload: Message, *, proto_names: bool = False, defaults: bool = False) -> dict[str, _Any]:
     """proto3 JSON of *payload* as Python values; ``Any`` is expanded through this schema."""
     return json_format.MessageToDict(
         payload,
@@ -152,7 +153,7 @@ def to_json(payload: Message, *, indent: int | None = None) -> str:
     return json_format.MessageToJson(payload, indent=indent, sort_keys=True, descriptor_pool=pool)
 
 
-def from_dict(kind: type[Message] | str, data: Mapping[str, Any], *, ignore_unknown: bool = False) -> Message:
+def from_dict(kind: type[Message] | str, data: Mapping[str, _Any], *, ignore_unknown: bool = False) -> Message:
     """The message that proto3 JSON *data* describes; raises :class:`SchemaError` naming the field at fault."""
     target = _resolve(kind)()
     try:
@@ -181,7 +182,7 @@ def aliases() -> Mapping[str, str]:
     return dict(ALIASES)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     full = ALIASES.get(name)
     if full is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; use message(full_name)")
