@@ -1,0 +1,95 @@
+# Every target is sufficient by itself on a bare Debian 12 as root: it installs what is missing, makes .venv, builds the
+# kernel objects, and then does its work. A machine that has everything is asked nothing (no apt, no pip, no network).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format soak fuzz clean setup kernel bpffs debs-build debs-test debs-bench
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+DEBS_BUILD := clang-19 llvm-19 bpftool libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make iproute2 util-linux procps \
+	python3 python3-venv curl ethtool iptables
+DEBS_TEST := clang-format-19 etcd-server tcpdump nginx-light wrk
+DEBS_BENCH := nginx-light haproxy wrk
+
+# $(call debs,PACKAGES): install those which are missing. Only then is apt needed, and root.
+define debs
+missing=(); for p in $(1); do [[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null)" == installed ]] || missing+=($$p); done; \
+if (( $${#missing[@]} )); then \
+	if (( EUID != 0 )); then echo "missing Debian packages: $${missing[*]}"; echo "next: run as root, or: sudo apt-get install $${missing[*]}"; exit 1; fi; \
+	echo "installing $${missing[*]}"; log=$$(mktemp); \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $${missing[*]}; } >$$log 2>&1 \
+		|| { cat $$log; rm -f $$log; echo "apt-get could not install $${missing[*]}: the reason is above"; exit 1; }; rm -f $$log; \
+fi
+endef
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: setup ## the tour: a mesh on this machine, from YAML to kernel counters, in a minute
+	@$(BIN)/underpass demo $(ARGS)
+
+test: setup debs-test ## all tests that this machine can run, tier by tier; says what it skipped and why
+	@$(BIN)/python -m tests.support.run $(ARGS)
+
+bench: setup debs-bench ## measure none, kernel, envoy and haproxy; table and bench/results/latest.json
+	@$(BIN)/python -m bench.run $(ARGS)
+
+lint: setup debs-test ## ruff, mypy --strict, import walls, clang-format
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "next: make format"; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@find kernel -path kernel/build -prune -o \( -name '*.[ch]' ! -name vmlinux.h \) -print0 | xargs -0 -r clang-format-19 --dry-run -Werror
+
+format: setup debs-test ## rewrite files the way lint wants them
+	@$(BIN)/ruff check --quiet --fix . || true
+	@$(BIN)/ruff format --quiet .
+	@find kernel -path kernel/build -prune -o \( -name '*.[ch]' ! -name vmlinux.h \) -print0 | xargs -0 -r clang-format-19 -i
+
+soak: setup debs-test ## the long-running tests: random traffic over a lossy link, restarts, edits under load
+	@$(BIN)/python -m pytest tests -m slow --timeout 3600 $(ARGS)
+
+fuzz: setup ## libFuzzer on the C core (FUZZ_SECONDS each, default 60)
+	@$(MAKE) -C kernel fuzz FUZZ_SECONDS=$${FUZZ_SECONDS:-60}
+
+clean: ## remove what was built, and whatever a lab left on this machine
+	@if [[ -x $(BIN)/underpass ]] && (( EUID == 0 )); then $(BIN)/underpass lab down >/dev/null 2>&1 || true; fi
+	@if [[ -e kernel/Makefile ]]; then $(MAKE) -s -C kernel clean; fi
+	@rm -rf $(VENV) dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis bench/results
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup: debs-build $(STAMP) kernel bpffs
+
+debs-build:
+	@$(call debs,$(DEBS_BUILD))
+
+debs-test:
+	@$(call debs,$(DEBS_TEST))
+
+debs-bench:
+	@$(call debs,$(DEBS_BENCH))
+
+# The first interpreter of at least 3.11 that can make a virtual environment.
+$(STAMP): pyproject.toml | debs-build
+	@if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		for py in $${PYTHON:-} python3 /usr/bin/python3 python3.13 python3.12 python3.11; do \
+			if $$py -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$py; break; fi; \
+		done; \
+		[[ -n "$${found:-}" ]] || { echo "no Python of at least 3.11 with venv; next: apt-get install python3 python3-venv, or make PYTHON=/path/to/python3"; exit 1; }; \
+		rm -rf $(VENV); $$found -m venv $(VENV); \
+	fi
+	@echo "installing Python packages into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[controlplane,nodeagent,dev]'
+	@touch $@
+
+kernel:
+	@$(MAKE) -s -C kernel
+
+# Pins live in bpffs; a bare machine may not have it mounted.
+bpffs:
+	@if (( EUID == 0 )) && ! mountpoint -q /sys/fs/bpf; then mount -t bpf bpf /sys/fs/bpf; fi

@@ -1,0 +1,1 @@
+"""The control plane: Kubernetes and Istio configuration in, xDS out."""

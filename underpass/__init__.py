@@ -1,0 +1,1 @@
+"""The command line, the lab and the generated xDS types."""
