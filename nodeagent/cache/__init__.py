@@ -1,0 +1,1 @@
+"""What the control plane said, as plain values: protobuf ends here (pure)."""
