@@ -122,7 +122,8 @@ def test_answers_who_it_is_and_what_it_got_on_every_port_and_family(server: Runn
             sock.sendall(get("/a?b=1", "X-A: 1\r\nx-a: 2\r\n"))
             status, headers, body = Answers(sock).read()
         answer = json.loads(body)
-        assert status == 200 and headers["content-type"] == "application/json"
+        assert status == 200
+        assert headers["content-type"] == "application/json"
         assert answer == {
             "workload": "reviews-v1",
             "namespace": "default",
@@ -202,7 +203,8 @@ def test_head_has_the_length_of_get_and_no_body(server: Running) -> None:
         sock.sendall(b"HEAD / HTTP/1.1\r\nhost: reviews\r\n\r\n")
         status, headers, _ = answers.read("HEAD")
         sock.sendall(b"GEET / HTTP/1.1\r\nhost: reviews\r\n\r\n")  # same length of method
-        assert status == 200 and int(headers["content-length"]) == len(answers.read()[2])
+        assert status == 200
+        assert int(headers["content-length"]) == len(answers.read()[2])
         sock.sendall(b"HEAD /?chunked=1 HTTP/1.1\r\nhost: h\r\n\r\n" + get("/next"))
         assert answers.read("HEAD")[1]["transfer-encoding"] == "chunked"
         assert json.loads(answers.read()[2])["path"] == "/next"
@@ -220,7 +222,8 @@ def test_statuses_without_a_body(server: Running, status: int) -> None:
 def test_status_and_delay(server: Running) -> None:
     started = time.monotonic()
     status, _, body = ask(server, get("/?status=503&delay=200ms"))
-    assert status == 503 and json.loads(body)["workload"] == "reviews-v1"
+    assert status == 503
+    assert json.loads(body)["workload"] == "reviews-v1"
     assert 0.19 < time.monotonic() - started < 2
 
 
@@ -247,7 +250,9 @@ def test_close_and_http_1_0(server: Running) -> None:
         sock.sendall(b"GET /?chunked=1&bytes=50000 HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
         answers = Answers(sock)
         _, headers = answers.head()
-        assert "transfer-encoding" not in headers and len(answers.take(50000)) == 50000 and answers.at_end()
+        assert "transfer-encoding" not in headers
+        assert len(answers.take(50000)) == 50000
+        assert answers.at_end()
 
 
 def test_interim_responses(server: Running) -> None:
@@ -263,7 +268,8 @@ def test_a_half_closed_client_still_gets_its_answer(server: Running) -> None:
         sock.sendall(get("/?delay=100ms"))
         sock.shutdown(socket.SHUT_WR)
         answers = Answers(sock)
-        assert answers.read()[0] == 200 and answers.at_end()
+        assert answers.read()[0] == 200
+        assert answers.at_end()
 
 
 def test_bad_requests_are_answered_and_closed(server: Running) -> None:
@@ -271,9 +277,12 @@ def test_bad_requests_are_answered_and_closed(server: Running) -> None:
         with server.connect() as sock:
             sock.sendall(raw)
             answers = Answers(sock)
-            assert answers.read()[0] == status and answers.at_end()
+            assert answers.read()[0] == status
+            assert answers.at_end()
     status, headers, body = ask(server, get("/?delay=soon"))
-    assert status == 400 and "delay=soon" in json.loads(body)["error"] and "connection" not in headers
+    assert status == 400
+    assert "delay=soon" in json.loads(body)["error"]
+    assert "connection" not in headers
 
 
 def test_a_stalled_upload_stops_the_sender_and_then_goes_on(server: Running) -> None:
@@ -282,9 +291,11 @@ def test_a_stalled_upload_stops_the_sender_and_then_goes_on(server: Running) -> 
         sock.sendall(b"POST /?stall=600ms HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % size)
         block, sent = bytes(1 << 20), 0
         sock.settimeout(0.3)
-        with pytest.raises(TimeoutError):
+        try:
             while sent < size:
                 sent += sock.send(block[: size - sent])
+        except TimeoutError:
+            pass  # the window is full: this is what the stall is for
         assert sent < size
         sock.settimeout(10)
         while sent < size:
@@ -300,7 +311,8 @@ def test_a_client_that_does_not_read_costs_no_memory(server: Running) -> None:
         assert Answers(other).read()[0] == 200
         answers = Answers(sock)
         status, headers = answers.head()
-        assert status == 200 and int(headers["content-length"]) == 4 << 30
+        assert status == 200
+        assert int(headers["content-length"]) == 4 << 30
         answers.take(1 << 20)
 
 
@@ -314,15 +326,19 @@ def test_services_that_call_each_other() -> None:
                 sock.sendall(get("/", "end-user: jason\r\nauthorization: secret\r\n"))
                 status, _, body = answers.read()
                 call = json.loads(body)["calls"][0]
-                assert status == 200 and call["status"] == 200 and call["answer"]["path"] == "/leaf"
+                assert status == 200
+                assert call["status"] == 200
+                assert call["answer"]["path"] == "/leaf"
                 headers = dict(map(tuple, call["answer"]["headers"]))
-                assert headers["end-user"] == "jason" and headers["x-lab-depth"] == "1"
+                assert headers["end-user"] == "jason"
+                assert headers["x-lab-depth"] == "1"
                 assert "authorization" not in headers
             sock.sendall(get("/?call="))
             assert "calls" not in json.loads(answers.read()[2])
             sock.sendall(get("/?call=http://127.0.0.1:1/"))
             status, _, body = answers.read()
-            assert status == 502 and json.loads(body)["calls"][0]["error"]
+            assert status == 502
+            assert json.loads(body)["calls"][0]["error"]
     finally:
         leaf.stop()
         middle.stop()
@@ -337,7 +353,8 @@ def test_calls_in_a_circle_end() -> None:
         depth, answer = 0, json.loads(body)
         while "answer" in answer.get("calls", [{}])[0]:
             depth, answer = depth + 1, answer["calls"][0]["answer"]
-        assert depth == 8 and "deep" in answer["calls"][0]["error"]
+        assert depth == 8
+        assert "deep" in answer["calls"][0]["error"]
     finally:
         one.stop()
 
@@ -348,7 +365,8 @@ def test_http_client_of_the_standard_library_is_content(server: Running) -> None
         connection.request(method, target)
         response = connection.getresponse()
         data: Any = response.read()
-        assert response.status == 200 and (method == "HEAD") == (data == b"")
+        assert response.status == 200
+        assert (method == "HEAD") == (data == b"")
     connection.close()
 
 
