@@ -1,0 +1,603 @@
+"""The only ctypes over libbpf (1.1 or later) and over setns(2): plain functions on integers and bytes.
+
+Nothing here decides anything; `kernel` makes objects of it. Structures are libbpf's own option structures and the
+kernel's `bpf_*_info`, whose layout is user-space ABI (linux/bpf.h). Functions return what libbpf returns: 0 or more, or
+a negative errno, unless they say that they raise. Structs of *this project* are not typed here (`nodeagent.abi`).
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import errno
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nodeagent.bpf.abc import LibbpfMessage
+from nodeagent.bpf.errors import ObjectFileError, PermissionDeniedError, UnsupportedFeatureError
+
+_u32, _u64, _int, _size, _ptr, _str = c.c_uint32, c.c_uint64, c.c_int, c.c_size_t, c.c_void_p, c.c_char_p
+
+
+class _ObjectOpenOpts(c.Structure):
+    _fields_ = [
+        ("sz", _size), ("object_name", _str), ("relaxed_maps", c.c_bool), ("pin_root_path", _str), ("unused", _u32),
+        ("kconfig", _str), ("btf_custom_path", _str), ("kernel_log_buf", _ptr), ("kernel_log_size", _size),
+        ("kernel_log_level", _u32),
+    ]  # fmt: skip
+
+
+class _MapCreateOpts(c.Structure):
+    _fields_ = [
+        ("sz", _size), ("btf_fd", _u32), ("btf_key_type_id", _u32), ("btf_value_type_id", _u32),
+        ("btf_vmlinux_value_type_id", _u32), ("inner_map_fd", _u32), ("map_flags", _u32), ("map_extra", _u64),
+        ("numa_node", _u32), ("map_ifindex", _u32),
+    ]  # fmt: skip
+
+
+class _BatchOpts(c.Structure):
+    _fields_ = [("sz", _size), ("elem_flags", _u64), ("flags", _u64)]
+
+
+class _TestRunOpts(c.Structure):
+    _fields_ = [
+        ("sz", _size), ("data_in", _ptr), ("data_out", _ptr), ("data_size_in", _u32), ("data_size_out", _u32),
+        ("ctx_in", _ptr), ("ctx_out", _ptr), ("ctx_size_in", _u32), ("ctx_size_out", _u32), ("retval", _u32),
+        ("repeat", _int), ("duration", _u32), ("flags", _u32), ("cpu", _u32), ("batch_size", _u32),
+    ]  # fmt: skip
+
+
+class _TcHook(c.Structure):
+    _fields_ = [("sz", _size), ("ifindex", _int), ("attach_point", _int), ("parent", _u32)]
+
+
+class _TcOpts(c.Structure):
+    _fields_ = [
+        ("sz", _size), ("prog_fd", _int), ("flags", _u32), ("prog_id", _u32), ("handle", _u32), ("priority", _u32)
+    ]  # fmt: skip
+
+
+class RawMapInfo(c.Structure):
+    """The head of `struct bpf_map_info`; kernels fill as much as is asked for."""
+
+    _fields_ = [
+        ("type", _u32), ("id", _u32), ("key_size", _u32), ("value_size", _u32), ("max_entries", _u32),
+        ("map_flags", _u32), ("name", c.c_char * 16),
+    ]  # fmt: skip
+
+
+class RawProgramInfo(c.Structure):
+    """`struct bpf_prog_info` as far as verified_insns (Linux 5.16)."""
+
+    _fields_ = [
+        ("type", _u32), ("id", _u32), ("tag", c.c_uint8 * 8), ("jited_prog_len", _u32), ("xlated_prog_len", _u32),
+        ("jited_prog_insns", _u64), ("xlated_prog_insns", _u64), ("load_time", _u64), ("created_by_uid", _u32),
+        ("nr_map_ids", _u32), ("map_ids", _u64), ("name", c.c_char * 16), ("ifindex", _u32), ("gpl", _u32),
+        ("netns_dev", _u64), ("netns_ino", _u64), ("nr_jited_ksyms", _u32), ("nr_jited_func_lens", _u32),
+        ("jited_ksyms", _u64), ("jited_func_lens", _u64), ("btf_id", _u32), ("func_info_rec_size", _u32),
+        ("func_info", _u64), ("nr_func_info", _u32), ("nr_line_info", _u32), ("line_info", _u64),
+        ("jited_line_info", _u64), ("nr_jited_line_info", _u32), ("line_info_rec_size", _u32),
+        ("jited_line_info_rec_size", _u32), ("nr_prog_tags", _u32), ("prog_tags", _u64), ("run_time_ns", _u64),
+        ("run_cnt", _u64), ("recursion_misses", _u64), ("verified_insns", _u32),
+    ]  # fmt: skip
+
+
+class _LinkCgroup(c.Structure):
+    _fields_ = [("cgroup_id", _u64), ("attach_type", _u32)]
+
+
+class _LinkDevice(c.Structure):
+    _fields_ = [("ifindex", _u32), ("attach_type", _u32)]
+
+
+class _LinkUnion(c.Union):
+    _fields_ = [("cgroup", _LinkCgroup), ("device", _LinkDevice), ("room", c.c_uint8 * 48)]
+
+
+class RawLinkInfo(c.Structure):
+    """`struct bpf_link_info` with the union members that this project reads."""
+
+    _fields_ = [("type", _u32), ("id", _u32), ("prog_id", _u32), ("of", _LinkUnion)]
+
+
+_PrintFn = c.CFUNCTYPE(_int, _int, _str, _ptr)
+_SampleFn = c.CFUNCTYPE(_int, _ptr, _ptr, _size)
+
+_PROTOTYPES: dict[str, tuple[object, tuple[object, ...]]] = {
+    "libbpf_version_string": (_str, ()),
+    "libbpf_set_print": (_ptr, (_PrintFn,)),
+    "libbpf_num_possible_cpus": (_int, ()),
+    "libbpf_probe_bpf_helper": (_int, (_int, _int, _ptr)),
+    "libbpf_probe_bpf_map_type": (_int, (_int, _ptr)),
+    "bpf_object__open_file": (_ptr, (_str, _ptr)),
+    "bpf_object__load": (_int, (_ptr,)),
+    "bpf_object__close": (None, (_ptr,)),
+    "bpf_object__next_program": (_ptr, (_ptr, _ptr)),
+    "bpf_object__next_map": (_ptr, (_ptr, _ptr)),
+    "bpf_object__btf": (_ptr, (_ptr,)),
+    "bpf_program__name": (_str, (_ptr,)),
+    "bpf_program__fd": (_int, (_ptr,)),
+    "bpf_program__set_autoload": (_int, (_ptr, c.c_bool)),
+    "bpf_map__name": (_str, (_ptr,)),
+    "bpf_map__fd": (_int, (_ptr,)),
+    "bpf_map__is_internal": (c.c_bool, (_ptr,)),
+    "bpf_map__set_max_entries": (_int, (_ptr, _u32)),
+    "bpf_map__initial_value": (_ptr, (_ptr, c.POINTER(_size))),
+    "btf__type_cnt": (_u32, (_ptr,)),
+    "btf__type_by_id": (_ptr, (_ptr, _u32)),
+    "btf__name_by_offset": (_str, (_ptr, _u32)),
+    "bpf_map_create": (_int, (_int, _str, _u32, _u32, _u32, _ptr)),
+    "bpf_map_lookup_elem_flags": (_int, (_int, _str, _ptr, _u64)),
+    "bpf_map_lookup_and_delete_elem": (_int, (_int, _str, _ptr)),
+    "bpf_map_update_elem": (_int, (_int, _str, _str, _u64)),
+    "bpf_map_delete_elem": (_int, (_int, _str)),
+    "bpf_map_get_next_key": (_int, (_int, _str, _ptr)),
+    "bpf_map_lookup_batch": (_int, (_int, _ptr, _ptr, _ptr, _ptr, c.POINTER(_u32), _ptr)),
+    "bpf_map_update_batch": (_int, (_int, _str, _str, c.POINTER(_u32), _ptr)),
+    "bpf_obj_pin": (_int, (_int, _str)),
+    "bpf_obj_get": (_int, (_str,)),
+    "bpf_link_create": (_int, (_int, _int, _int, _ptr)),
+    "bpf_link_update": (_int, (_int, _int, _ptr)),
+    "bpf_link_detach": (_int, (_int,)),
+    "bpf_prog_get_next_id": (_int, (_u32, c.POINTER(_u32))),
+    "bpf_map_get_next_id": (_int, (_u32, c.POINTER(_u32))),
+    "bpf_link_get_next_id": (_int, (_u32, c.POINTER(_u32))),
+    "bpf_prog_get_fd_by_id": (_int, (_u32,)),
+    "bpf_map_get_fd_by_id": (_int, (_u32,)),
+    "bpf_link_get_fd_by_id": (_int, (_u32,)),
+    "bpf_obj_get_info_by_fd": (_int, (_int, _ptr, c.POINTER(_u32))),
+    "bpf_prog_test_run_opts": (_int, (_int, _ptr)),
+    "bpf_prog_load": (_int, (_int, _str, _str, _str, _size, _ptr)),
+    "bpf_enable_stats": (_int, (_int,)),
+    "bpf_tc_hook_create": (_int, (_ptr,)),
+    "bpf_tc_attach": (_int, (_ptr, _ptr)),
+    "bpf_tc_detach": (_int, (_ptr, _ptr)),
+    "bpf_tc_query": (_int, (_ptr, _ptr)),
+    "ring_buffer__new": (_ptr, (_int, _SampleFn, _ptr, _ptr)),
+    "ring_buffer__free": (None, (_ptr,)),
+    "ring_buffer__consume": (_int, (_ptr,)),
+    "ring_buffer__epoll_fd": (_int, (_ptr,)),
+}
+
+_libc = c.CDLL(None, use_errno=True)
+_libc.setns.argtypes = [_int, _int]
+_libc.vsnprintf.argtypes = [_ptr, _size, _ptr, _ptr]
+_CLONE_NEWNET = 0x40000000
+_LOG_ROOM = 16 << 20  # the verifier's longest log, BPF_LOG_BUF_SIZE
+_library: c.CDLL | None = None
+_collected: list[tuple[int, str]] | None = None
+_message_handler: LibbpfMessage | None = None
+
+
+def _on_print(level: int, text: bytes | None, arguments: int | None) -> int:
+    """Collects libbpf's messages. They may be the only place where the cause of an error is told."""
+    room = _LOG_ROOM if text and b"LOAD LOG" in text else 4096
+    buffer = c.create_string_buffer(room)
+    _libc.vsnprintf(buffer, room, c.cast(c.c_char_p(text), _ptr), arguments)
+    message = buffer.value.decode("utf-8", "replace").rstrip("\n")
+    if _collected is not None:
+        _collected.append((level, message))
+    if _message_handler is not None and level < 2:
+        _message_handler(level, message)
+    return 0
+
+
+_printer = _PrintFn(_on_print)  # libbpf keeps the pointer, so the object must live as long
+
+
+def library() -> c.CDLL:
+    """libbpf, loaded at the first use so that importing this module needs no libbpf. UnsupportedFeatureError."""
+    global _library
+    if _library is None:
+        try:
+            lib = c.CDLL("libbpf.so.1", use_errno=True)
+            for name, (result, arguments) in _PROTOTYPES.items():
+                function = getattr(lib, name)
+                function.restype = result
+                function.argtypes = list(arguments)
+        except (OSError, AttributeError) as cause:
+            raise UnsupportedFeatureError(
+                "libbpf", f"libbpf.so.1 (1.1 or later) cannot be used: {cause}", "install Debian's libbpf1 or the like"
+            ) from cause
+        lib.libbpf_set_print(_printer)
+        _library = lib
+    return _library
+
+
+def set_message_handler(handler: LibbpfMessage | None) -> None:
+    """Where libbpf's warnings and information go beside the errors that they explain; None: nowhere."""
+    global _message_handler
+    _message_handler = handler
+
+
+def collect(call: Callable[[], int]) -> tuple[int, list[str]]:
+    """Runs one call; its result and what libbpf said meanwhile."""
+    global _collected
+    _collected = []
+    try:
+        result = call()
+        return result, [text for _, text in _collected]
+    finally:
+        _collected = None
+
+
+def _opts(structure: c.Structure) -> c.Structure:
+    structure.sz = c.sizeof(structure)
+    return structure
+
+
+def version() -> str:
+    """Version of libbpf, such as "v1.1"."""
+    return bytes(library().libbpf_version_string()).decode()
+
+
+def possible_cpus() -> int:
+    """How many slots a per-CPU value has."""
+    return int(library().libbpf_num_possible_cpus())
+
+
+def setns(fd: int) -> None:
+    """Moves the calling thread into the network namespace that `fd` stands for. PermissionDeniedError, OSError."""
+    if _libc.setns(fd, _CLONE_NEWNET) < 0:
+        number = c.get_errno()
+        if number == errno.EPERM:
+            raise PermissionDeniedError("setns", os.strerror(number), "needs CAP_SYS_ADMIN", number)
+        raise OSError(number, os.strerror(number), "setns")
+
+
+# ---- maps ----
+
+
+def map_create(
+    kind: int, name: str, key_size: int, value_size: int, entries: int, flags: int = 0, inner_fd: int = 0
+) -> int:
+    """Descriptor of a new map."""
+    opts = _opts(_MapCreateOpts(map_flags=flags, inner_map_fd=inner_fd))
+    short = name.encode()[:15]
+    return int(library().bpf_map_create(kind, short, key_size, value_size, entries, c.byref(opts)))
+
+
+def map_lookup(fd: int, key: bytes, room: int, flags: int = 0) -> bytes | int:
+    """The value's bytes, or a negative errno."""
+    buffer = c.create_string_buffer(room)
+    result = library().bpf_map_lookup_elem_flags(fd, key, buffer, flags)
+    return buffer.raw if result == 0 else int(result)
+
+
+def map_pop(fd: int, key: bytes | None, room: int) -> bytes | int:
+    """Looks up and deletes; queues and stacks have no key."""
+    buffer = c.create_string_buffer(room)
+    result = library().bpf_map_lookup_and_delete_elem(fd, key, buffer)
+    return buffer.raw if result == 0 else int(result)
+
+
+def map_update(fd: int, key: bytes | None, value: bytes, flags: int = 0) -> int:
+    """0 or a negative errno."""
+    return int(library().bpf_map_update_elem(fd, key, value, flags))
+
+
+def map_delete(fd: int, key: bytes) -> int:
+    """0 or a negative errno."""
+    return int(library().bpf_map_delete_elem(fd, key))
+
+
+def map_next_key(fd: int, key: bytes | None, size: int) -> bytes | int:
+    """The next key's bytes, or a negative errno."""
+    buffer = c.create_string_buffer(size)
+    result = library().bpf_map_get_next_key(fd, key, buffer)
+    return buffer.raw if result == 0 else int(result)
+
+
+def map_lookup_batch(
+    fd: int, token: bytes | None, key_size: int, slot: int, count: int, flags: int = 0
+) -> tuple[int, int, bytes, bytes, bytes]:
+    """(result, number read, keys, values, next token). -ENOENT with a number: the last batch; -ENOSPC: ask for more."""
+    size = max(key_size, 4)  # hash maps count buckets in it, others use a key
+    before = c.create_string_buffer(token, size) if token is not None else None
+    after = c.create_string_buffer(size)
+    keys, values = c.create_string_buffer(key_size * count), c.create_string_buffer(slot * count)
+    number = _u32(count)
+    opts = _opts(_BatchOpts(elem_flags=flags))
+    result = int(library().bpf_map_lookup_batch(fd, before, after, keys, values, c.byref(number), c.byref(opts)))
+    n = number.value if result in (0, -errno.ENOENT) else 0
+    return result, n, c.string_at(keys, n * key_size), c.string_at(values, n * slot), after.raw
+
+
+def map_update_batch(fd: int, keys: bytes, values: bytes, count: int, flags: int = 0) -> tuple[int, int]:
+    """(result, number written)."""
+    number = _u32(count)
+    opts = _opts(_BatchOpts(elem_flags=flags))
+    result = int(library().bpf_map_update_batch(fd, keys, values, c.byref(number), c.byref(opts)))
+    return result, number.value
+
+
+# ---- descriptors, pins, links ----
+
+
+def obj_pin(fd: int, path: Path) -> int:
+    """0 or a negative errno."""
+    return int(library().bpf_obj_pin(fd, os.fsencode(path)))
+
+
+def obj_get(path: Path) -> int:
+    """Descriptor, or a negative errno."""
+    return int(library().bpf_obj_get(os.fsencode(path)))
+
+
+def link_create(program_fd: int, target: int, attach_type: int) -> int:
+    """Descriptor of a new link.
+
+    target: a cgroup's descriptor, or an interface index for tcx: the two share one field
+    of the system call, which is why libbpf 1.1, that does not know tcx, can make such links.
+    """
+    return int(library().bpf_link_create(program_fd, target, attach_type, None))
+
+
+def link_update(link_fd: int, program_fd: int) -> int:
+    """0 or a negative errno."""
+    return int(library().bpf_link_update(link_fd, program_fd, None))
+
+
+def link_detach(link_fd: int) -> int:
+    """0 or a negative errno."""
+    return int(library().bpf_link_detach(link_fd))
+
+
+def map_info(fd: int) -> RawMapInfo | int:
+    """The map's information, or a negative errno."""
+    raw = RawMapInfo()
+    return _info(fd, raw) or raw
+
+
+def link_info(fd: int) -> RawLinkInfo | int:
+    """The link's information, or a negative errno."""
+    raw = RawLinkInfo()
+    return _info(fd, raw) or raw
+
+
+def program_info(fd: int) -> tuple[RawProgramInfo, tuple[int, ...]] | int:
+    """The program's information and the ids of its maps, or a negative errno."""
+    raw = RawProgramInfo()
+    ids = (_u32 * 64)()
+    raw.nr_map_ids, raw.map_ids = 64, c.addressof(ids)
+    result = _info(fd, raw)
+    return result or (raw, tuple(ids[: min(raw.nr_map_ids, 64)]))
+
+
+def _info(fd: int, raw: c.Structure) -> int:
+    size = _u32(c.sizeof(raw))
+    return int(library().bpf_obj_get_info_by_fd(fd, c.byref(raw), c.byref(size)))
+
+
+def next_id(kind: str, after: int) -> int:
+    """The next id of a "prog", "map" or "link", or a negative errno."""
+    value = _u32()
+    result = int(getattr(library(), f"bpf_{kind}_get_next_id")(after, c.byref(value)))
+    return result or value.value
+
+
+def fd_by_id(kind: str, number: int) -> int:
+    """Descriptor of the "prog", "map" or "link" with that id, or a negative errno."""
+    return int(getattr(library(), f"bpf_{kind}_get_fd_by_id")(number))
+
+
+def enable_statistics() -> int:
+    """Descriptor that keeps run-time statistics on (BPF_STATS_RUN_TIME), or a negative errno."""
+    return int(library().bpf_enable_stats(0))
+
+
+# ---- programs ----
+
+
+def program_load(kind: int, name: str, instructions: bytes) -> int:
+    """Loads raw instructions (for probes). Descriptor or a negative errno."""
+    count = len(instructions) // 8
+    return int(library().bpf_prog_load(kind, name.encode()[:15], b"Dual BSD/GPL", instructions, count, None))
+
+
+def probe_helper(program_type: int, helper: int) -> int:
+    """1: programs of that type may call the helper; 0: no; negative errno: unknown."""
+    return int(library().libbpf_probe_bpf_helper(program_type, helper, None))
+
+
+def probe_map_type(kind: int) -> int:
+    """1: the kernel has this map type; 0: no; negative errno: unknown."""
+    return int(library().libbpf_probe_bpf_map_type(kind, None))
+
+
+def test_run(
+    fd: int, data: bytes, context: bytes, repeat: int, room: int, context_back: bool
+) -> tuple[int, int, bytes, bytes, int]:
+    """(result, retval, packet, context, mean ns). Without context_back the kernel writes it over its input."""
+    opts = _opts(_TestRunOpts(repeat=repeat))
+    packet = c.create_string_buffer(len(data) + room)
+    given = c.create_string_buffer(context, len(context)) if context else None
+    back = c.create_string_buffer(len(context)) if context and context_back else None
+    held = c.create_string_buffer(data, len(data)) if data else None
+    if held is not None:
+        opts.data_in, opts.data_size_in = c.addressof(held), len(data)
+        opts.data_out, opts.data_size_out = c.addressof(packet), len(packet)
+    if given is not None:
+        opts.ctx_in, opts.ctx_size_in = c.addressof(given), len(context)
+    if back is not None:
+        opts.ctx_out, opts.ctx_size_out = c.addressof(back), len(context)
+    result = int(library().bpf_prog_test_run_opts(fd, c.byref(opts)))
+    out = back or given
+    size = min(opts.data_size_out, len(packet)) if held is not None else 0
+    return result, opts.retval, packet.raw[:size], out.raw if out else b"", opts.duration
+
+
+# ---- clsact ----
+
+TC_HANDLE, TC_PRIORITY = 0x75, 0x7500  # our one filter on a hook: "u", after whatever a CNI put at low numbers
+
+
+def _tc_hook(ifindex: int, egress: bool) -> c.Structure:
+    return _opts(_TcHook(ifindex=ifindex, attach_point=2 if egress else 1))
+
+
+def tc_attach(ifindex: int, egress: bool, program_fd: int) -> int:
+    """Adds clsact if need be, and adds or replaces our filter."""
+    lib = library()
+    hook = _tc_hook(ifindex, egress)
+    result = int(lib.bpf_tc_hook_create(c.byref(hook)))
+    if result not in (0, -errno.EEXIST):
+        return result
+    opts = _opts(_TcOpts(prog_fd=program_fd, flags=1, handle=TC_HANDLE, priority=TC_PRIORITY))
+    return int(lib.bpf_tc_attach(c.byref(hook), c.byref(opts)))
+
+
+def tc_query(ifindex: int, egress: bool) -> int:
+    """Program id in our filter, or a negative errno (-ENOENT or -EINVAL when there is none)."""
+    hook = _tc_hook(ifindex, egress)
+    opts = _opts(_TcOpts(handle=TC_HANDLE, priority=TC_PRIORITY))
+    result = int(library().bpf_tc_query(c.byref(hook), c.byref(opts)))
+    return result or int(opts.prog_id)
+
+
+def tc_detach(ifindex: int, egress: bool) -> int:
+    """0 or a negative errno."""
+    hook = _tc_hook(ifindex, egress)
+    opts = _opts(_TcOpts(handle=TC_HANDLE, priority=TC_PRIORITY))
+    return int(library().bpf_tc_detach(c.byref(hook), c.byref(opts)))
+
+
+# ---- ring buffers ----
+
+
+class RingHandle:
+    """libbpf's ring consumer, records as bytes. Not for more than one thread."""
+
+    def __init__(self, map_fd: int) -> None:
+        """OSError when the map is not a ring buffer."""
+        self._records: list[bytes] = []
+        self._limit = 0
+
+        def on_sample(_context: int | None, data: int, size: int) -> int:
+            self._records.append(c.string_at(data, size))
+            return -errno.EAGAIN if self._limit and len(self._records) >= self._limit else 0
+
+        self._callback = _SampleFn(on_sample)  # libbpf keeps the pointer, so we must keep the object
+        self._ring = library().ring_buffer__new(map_fd, self._callback, None, None)
+        if not self._ring:
+            raise OSError(c.get_errno(), os.strerror(c.get_errno()), "ring_buffer__new")
+
+    @property
+    def fd(self) -> int:
+        """Epoll descriptor."""
+        return int(library().ring_buffer__epoll_fd(self._ring))
+
+    def drain(self, limit: int) -> list[bytes]:
+        """What is there; a callback's error stops libbpf behind the record that it was given."""
+        self._limit = limit
+        library().ring_buffer__consume(self._ring)
+        taken, self._records = self._records, []
+        return taken
+
+    def close(self) -> None:
+        """Unmaps it."""
+        if self._ring:
+            library().ring_buffer__free(self._ring)
+            self._ring = None
+
+
+# ---- object files ----
+
+_KIND_VAR, _KIND_DATASEC = 14, 15  # include/uapi/linux/btf.h
+
+
+class ObjectHandle:
+    """A bpf_object between open and close. Descriptors belong to it: duplicate what shall outlive it."""
+
+    def __init__(self, path: Path, pin_dir: Path | None) -> None:
+        """ObjectFileError when libbpf cannot read the file."""
+        self.path = path
+        self._obj: int | None = None
+        opts = _opts(_ObjectOpenOpts(pin_root_path=os.fsencode(pin_dir) if pin_dir else None))
+
+        def open_file() -> int:
+            self._obj = library().bpf_object__open_file(os.fsencode(path), c.byref(opts))
+            return 0 if self._obj else -c.get_errno()
+
+        result, said = collect(open_file)
+        if result < 0:
+            why = "; ".join(said[-3:]) or (os.strerror(-result) if -result < 4000 else f"libbpf error {-result}")
+            raise ObjectFileError(f"BPF object {path}", why, "build it with `make -C kernel`", -result)
+
+    def close(self) -> None:
+        """Frees it and its descriptors."""
+        if self._obj:
+            library().bpf_object__close(self._obj)
+            self._obj = None
+
+    def _each(self, step: str, name: str) -> dict[str, int]:
+        lib, found, at = library(), {}, None
+        while at := getattr(lib, step)(self._obj, at):
+            found[bytes(getattr(lib, name)(at)).decode()] = int(at)
+        return found
+
+    def program_pointers(self) -> dict[str, int]:
+        """Programs by name."""
+        return self._each("bpf_object__next_program", "bpf_program__name")
+
+    def map_pointers(self) -> dict[str, int]:
+        """Maps by name, internal ones (.rodata and so on) included."""
+        return self._each("bpf_object__next_map", "bpf_map__name")
+
+    def skip_program(self, pointer: int) -> None:
+        """Leaves a program out of the load."""
+        library().bpf_program__set_autoload(pointer, False)
+
+    def set_max_entries(self, pointer: int, entries: int) -> None:
+        """Sizes a map before the load."""
+        library().bpf_map__set_max_entries(pointer, entries)
+
+    def load(self) -> tuple[int, list[str]]:
+        """(0 or a negative errno, libbpf's messages, verifier logs among them)."""
+        return collect(lambda: int(library().bpf_object__load(self._obj)))
+
+    def program_fd(self, pointer: int) -> int:
+        """Descriptor, negative when it was not loaded."""
+        return int(library().bpf_program__fd(pointer))
+
+    def map_fd(self, pointer: int) -> int:
+        """Descriptor, -1 for internal maps, which nobody outside needs."""
+        return -1 if library().bpf_map__is_internal(pointer) else int(library().bpf_map__fd(pointer))
+
+    def set_constants(self, values: Mapping[str, bytes]) -> None:
+        """Sets `const volatile` variables by name before the load. ObjectFileError: no such variable, or its size."""
+        places = self._variables(".rodata")
+        region = next((p for name, p in self.map_pointers().items() if name.endswith(".rodata")), None)
+        size = _size()
+        start = library().bpf_map__initial_value(region, c.byref(size)) if region else None
+        for name, value in values.items():
+            offset, length = places.get(name, (0, 0))
+            if start is None or length != len(value) or offset + length > size.value:
+                raise ObjectFileError(
+                    f"constant {name} of {self.path}",
+                    f"the object has {length} bytes for it, given are {len(value)}",
+                    "object and agent are of different builds",
+                )
+            c.memmove(start + offset, value, length)
+
+    def _variables(self, section: str) -> dict[str, tuple[int, int]]:
+        """(offset, size) of each variable of a data section, out of the object's BTF."""
+        lib, found = library(), {}
+        btf = lib.bpf_object__btf(self._obj)
+        if not btf:
+            return {}
+
+        def words(pointer: int, count: int) -> tuple[int, ...]:
+            return tuple((_u32 * count).from_address(pointer))
+
+        for number in range(1, int(lib.btf__type_cnt(btf))):
+            at = int(lib.btf__type_by_id(btf, number))
+            name_at, kind, _ = words(at, 3)
+            if kind >> 24 & 31 != _KIND_DATASEC or bytes(lib.btf__name_by_offset(btf, name_at)).decode() != section:
+                continue
+            for i in range(kind & 0xFFFF):
+                variable, offset, size = words(at + 12 + 12 * i, 3)
+                inner = words(int(lib.btf__type_by_id(btf, variable)), 2)
+                if inner[1] >> 24 & 31 == _KIND_VAR:
+                    found[bytes(lib.btf__name_by_offset(btf, inner[0])).decode()] = (offset, size)
+        return found
