@@ -104,7 +104,6 @@ _PrintFn = c.CFUNCTYPE(_int, _int, _str, _ptr)
 _SampleFn = c.CFUNCTYPE(_int, _ptr, _ptr, _size)
 
 _PROTOTYPES: dict[str, tuple[object, tuple[object, ...]]] = {
-    "libbpf_version_string": (_str, ()),
     "libbpf_set_print": (_ptr, (_PrintFn,)),
     "libbpf_num_possible_cpus": (_int, ()),
     "libbpf_probe_bpf_helper": (_int, (_int, _int, _ptr)),
@@ -122,6 +121,7 @@ _PROTOTYPES: dict[str, tuple[object, tuple[object, ...]]] = {
     "bpf_map__fd": (_int, (_ptr,)),
     "bpf_map__is_internal": (c.c_bool, (_ptr,)),
     "bpf_map__set_max_entries": (_int, (_ptr, _u32)),
+    "bpf_map__set_pin_path": (_int, (_ptr, _str)),
     "bpf_map__initial_value": (_ptr, (_ptr, c.POINTER(_size))),
     "btf__type_cnt": (_u32, (_ptr,)),
     "btf__type_by_id": (_ptr, (_ptr, _u32)),
@@ -224,11 +224,6 @@ def collect(call: Callable[[], int]) -> tuple[int, list[str]]:
 def _opts(structure: c.Structure) -> c.Structure:
     structure.sz = c.sizeof(structure)
     return structure
-
-
-def version() -> str:
-    """Version of libbpf, such as "v1.1"."""
-    return bytes(library().libbpf_version_string()).decode()
 
 
 def possible_cpus() -> int:
@@ -395,14 +390,9 @@ def program_load(kind: int, name: str, instructions: bytes) -> int:
     return int(library().bpf_prog_load(kind, name.encode()[:15], b"Dual BSD/GPL", instructions, count, None))
 
 
-def probe_helper(program_type: int, helper: int) -> int:
-    """1: programs of that type may call the helper; 0: no; negative errno: unknown."""
-    return int(library().libbpf_probe_bpf_helper(program_type, helper, None))
-
-
-def probe_map_type(kind: int) -> int:
-    """1: the kernel has this map type; 0: no; negative errno: unknown."""
-    return int(library().libbpf_probe_bpf_map_type(kind, None))
+def probe(what: str, *arguments: int) -> bool:
+    """Asks one of libbpf's own behavioural probes: "helper" (program type, number) or "map_type" (number)."""
+    return bool(getattr(library(), f"libbpf_probe_bpf_{what}")(*arguments, None) == 1)
 
 
 def test_run(
@@ -523,6 +513,9 @@ class ObjectHandle:
         if result < 0:
             why = "; ".join(said[-3:]) or (os.strerror(-result) if -result < 4000 else f"libbpf error {-result}")
             raise ObjectFileError(f"BPF object {path}", why, "build it with `make -C kernel`", -result)
+        if pin_dir is None:  # libbpf would take /sys/fs/bpf
+            for pointer in self.map_pointers().values():
+                library().bpf_map__set_pin_path(pointer, None)
 
     def close(self) -> None:
         """Frees it and its descriptors."""

@@ -1,0 +1,1 @@
+"""One node: its workloads' registry, their network namespaces, and the programs attached to them."""
