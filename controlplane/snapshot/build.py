@@ -1,0 +1,91 @@
+"""From translated messages to snapshots, doing the work once per content.
+
+Translation hands the same message objects to every view and every generation whose inputs did not change, and where
+it can the same mapping of them. So both are remembered by identity: a message is serialised once, a state is built
+once, and equal states become one object, which lets the differences between them be computed once for all clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from controlplane.snapshot.resource import Resource, encode
+from controlplane.snapshot.state import Change, Snapshot, TypeState, diff
+
+#: An entry that no snapshot used for this many rounds is forgotten. More than one, because clients of the round before
+#: may still be served from it.
+_KEEP_ROUNDS: Final = 2
+
+
+class Builder:
+    """Caches of one process; ``begin_round`` marks a change of configuration, between two nothing is dropped."""
+
+    def __init__(self) -> None:
+        self._round = 0
+        # id -> (round last used, the object itself so that its id cannot be reused, result)
+        self._resources: dict[int, tuple[int, Any, Resource]] = {}
+        self._states: dict[int, tuple[int, Any, TypeState]] = {}
+        self._known: dict[tuple[str, str, str], Resource] = {}
+        self._interned: dict[int, tuple[int, TypeState]] = {}
+        self._changes: dict[tuple[int, int], tuple[int, TypeState, TypeState, Change]] = {}
+
+    def begin_round(self) -> None:
+        """A new generation of messages follows; forget what the last generations did not use."""
+        self._round += 1
+        oldest = self._round - _KEEP_ROUNDS
+        self._resources = {k: v for k, v in self._resources.items() if v[0] >= oldest}
+        self._states = {k: v for k, v in self._states.items() if v[0] >= oldest}
+        self._interned = {k: v for k, v in self._interned.items() if v[0] >= oldest}
+        self._changes = {k: v for k, v in self._changes.items() if v[0] >= oldest}
+        self._known = {
+            (resource.type_url, resource.name, resource.version): resource
+            for _, _, resource in self._resources.values()
+        }
+
+    def resource(self, type_url: str, name: str, message: Any) -> Resource:
+        """*message* as a resource; the same object for equal content."""
+        found = self._resources.get(id(message))
+        if found is not None and found[2].name == name:
+            if found[0] != self._round:
+                self._resources[id(message)] = (self._round, message, found[2])
+            return found[2]
+        made = encode(type_url, name, message)
+        made = self._known.setdefault((type_url, name, made.version), made)
+        self._resources[id(message)] = (self._round, message, made)
+        return made
+
+    def state(self, type_url: str, messages: Mapping[str, Any]) -> TypeState:
+        """The state of *messages*; the same object for equal content."""
+        found = self._states.get(id(messages))
+        if found is None:
+            made = TypeState(self.resource(type_url, name, message) for name, message in messages.items())
+            _, made = self._interned.get(made.identity, (0, made))
+        else:
+            made = found[2]
+            if found[0] == self._round:
+                return made
+            for message in messages.values():  # still in use: keep the messages' entries as young as the state's
+                entry = self._resources.get(id(message))
+                if entry is not None:
+                    self._resources[id(message)] = (self._round, message, entry[2])
+        self._states[id(messages)] = (self._round, messages, made)
+        self._interned[made.identity] = (self._round, made)
+        return made
+
+    def snapshot(self, resources: Mapping[str, Mapping[str, Any]]) -> Snapshot:
+        """The snapshot of what translation returned: type URL -> name -> message."""
+        return Snapshot({type_url: self.state(type_url, messages) for type_url, messages in sorted(resources.items())})
+
+    def diff(self, old: TypeState, new: TypeState) -> Change:
+        """As :func:`controlplane.snapshot.diff`, computed once per pair of states."""
+        if old is new:
+            return _NOTHING
+        key = (old.identity, new.identity)
+        found = self._changes.get(key)
+        if found is None:
+            found = self._changes[key] = (self._round, old, new, diff(old, new))
+        return found[3]
+
+
+_NOTHING: Final = Change()

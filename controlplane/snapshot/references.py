@@ -1,0 +1,110 @@
+"""What a resource makes a client ask for, and whether a snapshot would answer it.
+
+A dangling *cluster* (a route to a cluster that CDS lacks) is normal input and answered with 503 by the client. A
+dangling *subscription* is not: an Envoy that waits for the endpoints of a cluster or the routes of a listener holds
+everything else back for 15 seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from controlplane.snapshot.urls import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, short
+from underpass.api import envoy
+
+if TYPE_CHECKING:
+    from controlplane.snapshot.state import Snapshot
+
+Reference = tuple[str, str]
+"""Type URL and name of a resource."""
+
+_CLUSTER: Final = "envoy.config.cluster.v3.Cluster"
+_LISTENER: Final = "envoy.config.listener.v3.Listener"
+_HCM_URL: Final = envoy.type_url("HttpConnectionManager")
+_UPSTREAM_TLS_URL: Final = envoy.type_url("UpstreamTlsContext")
+_DOWNSTREAM_TLS_URL: Final = envoy.type_url("DownstreamTlsContext")
+
+
+@dataclass(frozen=True, slots=True)
+class Dangling:
+    """``owner`` makes clients ask for ``wanted``, which the snapshot does not have."""
+
+    owner: Reference
+    wanted: Reference
+
+    def __str__(self) -> str:
+        owner, wanted = short(self.owner[0]), short(self.wanted[0])
+        return f"{owner} {self.owner[1]} refers to {wanted} {self.wanted[1]}, which is not served"
+
+
+def needs(message: Any) -> tuple[Reference, ...]:
+    """The subscriptions that receiving *message* leads to, in a fixed order, each once."""
+    descriptor = getattr(message, "DESCRIPTOR", None)
+    kind = "" if descriptor is None else descriptor.full_name
+    if kind == _CLUSTER:
+        return tuple(dict.fromkeys(_cluster(message)))
+    if kind == _LISTENER:
+        return tuple(dict.fromkeys(_listener(message)))
+    return ()
+
+
+def _cluster(message: Any) -> Iterator[Reference]:
+    if message.type == envoy.Cluster.EDS and message.WhichOneof("cluster_discovery_type") == "type":
+        yield ENDPOINT, message.eds_cluster_config.service_name or message.name
+    yield from _secrets(message.transport_socket)
+    for match in message.transport_socket_matches:
+        yield from _secrets(match.transport_socket)
+
+
+def _listener(message: Any) -> Iterator[Reference]:
+    chains = list(message.filter_chains)
+    if message.HasField("default_filter_chain"):
+        chains.append(message.default_filter_chain)
+    for chain in chains:
+        for item in chain.filters:
+            yield from _http(item.typed_config)
+        yield from _secrets(chain.transport_socket)
+    if message.HasField("api_listener"):
+        yield from _http(message.api_listener.api_listener)
+
+
+def _http(packed: Any) -> Iterator[Reference]:
+    if packed.type_url == _HCM_URL:
+        manager = envoy.HttpConnectionManager.FromString(packed.value)
+        if manager.WhichOneof("route_specifier") == "rds":
+            yield ROUTE, manager.rds.route_config_name
+
+
+def _secrets(socket: Any) -> Iterator[Reference]:
+    packed = socket.typed_config
+    if packed.type_url == _UPSTREAM_TLS_URL:
+        common = envoy.UpstreamTlsContext.FromString(packed.value).common_tls_context
+    elif packed.type_url == _DOWNSTREAM_TLS_URL:
+        common = envoy.DownstreamTlsContext.FromString(packed.value).common_tls_context
+    else:
+        return
+    configs = list(common.tls_certificate_sds_secret_configs)
+    which = common.WhichOneof("validation_context_type")
+    if which == "validation_context_sds_secret_config":
+        configs.append(common.validation_context_sds_secret_config)
+    elif which == "combined_validation_context":
+        configs.append(common.combined_validation_context.validation_context_sds_secret_config)
+    for config in configs:
+        # Only over ADS are we asked; a file or a local SDS server answers for itself.
+        if config.sds_config.WhichOneof("config_source_specifier") == "ads":
+            yield SECRET, config.name
+
+
+def check(snapshot: Snapshot) -> list[Dangling]:
+    """Every subscription that CDS and LDS of *snapshot* lead to and that it could not answer; empty when consistent."""
+    found: list[Dangling] = []
+    states: Mapping[str, Any] = snapshot.types
+    for type_url in (CLUSTER, LISTENER):
+        for resource in snapshot[type_url].values():
+            for wanted in resource.needs:
+                state = states.get(wanted[0])
+                if state is None or wanted[1] not in state:
+                    found.append(Dangling((type_url, resource.name), wanted))
+    return found
