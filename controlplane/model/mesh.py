@@ -54,10 +54,14 @@ class Locality:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One address behind one port of a service.  ``address`` is an IP, a DNS name, or ``unix://`` path."""
+    """One address behind one port of a service.  ``address`` is an IP, a DNS name, or ``unix://`` path.
+
+    ``also`` holds further addresses of the same workload: the other IP family of a dual-stack pod.
+    """
 
     address: str
     port: int
+    also: tuple[str, ...] = ()
     labels: Labels = ()
     locality: Locality = Locality()
     namespace: str = ""
@@ -69,6 +73,8 @@ class Endpoint:
     tls: bool = False
     network: str = ""
     cluster_id: str = "Kubernetes"
+    #: The pod's name, where there is one.
+    instance: str = ""
 
     @property
     def order(self) -> tuple[Locality, tuple[int, ...] | tuple[()], str, int]:

@@ -87,9 +87,7 @@ def parse_node(
     """
     parts = node_id.split("~")
     if len(parts) != 4:
-        raise NodeError(
-            f"node id {node_id!r} has {len(parts)} parts; expected four: type~ip~name.namespace~dns-domain"
-        )
+        raise NodeError(f"node id {node_id!r} has {len(parts)} parts; expected four: type~ip~name.namespace~dns-domain")
     kind, ip, full_name, domain = parts
     if kind not in _NODE_TYPES:
         raise NodeError(f"node id {node_id!r}: unknown type {kind!r}; expected one of {', '.join(sorted(_NODE_TYPES))}")

@@ -193,12 +193,5 @@ class KubeDeployment:
 
 
 Object = (
-    Config
-    | KubeService
-    | KubePod
-    | KubeEndpointSlice
-    | KubeNode
-    | KubeNamespace
-    | KubeServiceAccount
-    | KubeDeployment
+    Config | KubeService | KubePod | KubeEndpointSlice | KubeNode | KubeNamespace | KubeServiceAccount | KubeDeployment
 )

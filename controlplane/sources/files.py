@@ -1,0 +1,173 @@
+"""A directory of YAML as a source: read it whole, then tell when it changes.  The only I/O of this room.
+
+Watching is by looking: one ``stat`` of each file every few tens of milliseconds, slower the more files there are.  It
+behaves the same on every file system, on symlinked ConfigMap volumes and for editors that replace files, takes at most
+a twenty-fifth of a CPU by construction (a hundred files: under 2 %), and sees an edit within two periods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from controlplane.sources.documents import RawDocument, broken, parse
+
+#: Shortest time between two looks, seconds.
+MIN_PERIOD: Final = 0.02
+#: A look may take this share of the time.
+MAX_SHARE: Final = 0.04
+#: A look that took less than this (seconds) is not worth a thread.
+FAST_LOOK: Final = 0.002
+#: A file must have been the same for this long before it is read, so that half-written files are rarely seen ...
+SETTLE: Final = 0.015
+#: ... but a directory that never rests is read after this long all the same.
+MAX_WAIT: Final = 0.25
+#: Largest file that is read, bytes.
+MAX_FILE: Final = 64 * 1024 * 1024
+
+_SKIP_ENDINGS: Final = ("~", ".swp", ".swx", ".swo", ".tmp", ".bak", ".orig", ".rej")
+
+Stamp = tuple[int, int, int]
+"""Modification time in ns, size, inode."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file's documents.  Equal stamps mean the same ``documents`` object."""
+
+    name: str
+    stamp: Stamp
+    documents: tuple[RawDocument, ...]
+
+    @property
+    def modified(self) -> float:
+        """Modification time, whole seconds since the epoch."""
+        return float(self.stamp[0] // 1_000_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All files at one moment, by name relative to the directory, in sorted order."""
+
+    files: Mapping[str, File] = field(default_factory=dict)
+
+
+class DirectoryError(Exception):
+    """The configuration directory cannot be read; the message says why and what to do."""
+
+
+class Directory:
+    """A directory tree of configuration files.
+
+    Every regular file counts, whatever its name, except hidden ones and editors' backups.  Subdirectories are
+    followed, hidden ones not.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, label: str = "") -> None:
+        """``path`` is the directory, or one file.  ``label`` is put before file names in messages."""
+        self._path = os.fspath(path)
+        self._label = label
+        self._files: dict[str, File] = {}
+
+    def read(self) -> Snapshot:
+        """Read what changed since the last call.  Raises :class:`DirectoryError` when the directory is not there."""
+        stamps = self._scan()
+        files: dict[str, File] = {}
+        for name in sorted(stamps):
+            known = self._files.get(name)
+            files[name] = known if known is not None and known.stamp == stamps[name] else self._load(name, stamps[name])
+        self._files = files
+        return Snapshot(files)
+
+    async def watch(self) -> AsyncIterator[Snapshot]:
+        """Yield the present state, then a new snapshot after each change.
+
+        A directory that disappears for a while keeps its last snapshot.
+        """
+        snapshot = await asyncio.to_thread(self.read)
+        yield snapshot
+        while True:
+            await self._changed(snapshot)
+            try:
+                snapshot = await asyncio.to_thread(self.read)
+            except DirectoryError:
+                continue
+            yield snapshot
+
+    async def _changed(self, snapshot: Snapshot) -> None:
+        known = {name: file.stamp for name, file in snapshot.files.items()}
+        cost = 0.0
+        while True:
+            await asyncio.sleep(max(MIN_PERIOD, cost / MAX_SHARE))
+            begin = time.monotonic()
+            stamps = self._try_scan() if cost < FAST_LOOK else await asyncio.to_thread(self._try_scan)
+            cost = time.monotonic() - begin
+            if stamps is None or stamps == known:
+                continue
+            deadline = time.monotonic() + MAX_WAIT
+            while time.monotonic() < deadline:
+                await asyncio.sleep(SETTLE)
+                again = await asyncio.to_thread(self._try_scan)
+                if again == stamps:
+                    break
+                stamps = again
+            return
+
+    def _try_scan(self) -> dict[str, Stamp] | None:
+        try:
+            return self._scan()
+        except DirectoryError:
+            return None
+
+    def _scan(self) -> dict[str, Stamp]:
+        stamps: dict[str, Stamp] = {}
+        if os.path.isfile(self._path):
+            stat = os.stat(self._path)
+            return {os.path.basename(self._path): (stat.st_mtime_ns, stat.st_size, stat.st_ino)}
+        pending = [("", self._path)]
+        seen: set[tuple[int, int]] = set()
+        while pending:
+            prefix, directory = pending.pop()
+            try:
+                entries = list(os.scandir(directory))
+            except OSError as error:
+                if prefix:
+                    continue  # removed between two looks
+                raise DirectoryError(
+                    f"cannot read the configuration directory {self._path}: {error.strerror}; create it or give another"
+                ) from error
+            for entry in entries:
+                if entry.name.startswith((".", "#")) or entry.name.endswith(_SKIP_ENDINGS):
+                    continue
+                try:
+                    stat = entry.stat()
+                    if entry.is_dir():
+                        if (stat.st_dev, stat.st_ino) not in seen:  # a symlink may lead back up
+                            seen.add((stat.st_dev, stat.st_ino))
+                            pending.append((f"{prefix}{entry.name}/", entry.path))
+                    elif entry.is_file():
+                        stamps[prefix + entry.name] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+                except OSError:
+                    continue  # removed between two looks, or a dangling link
+        return stamps
+
+    def _load(self, name: str, stamp: Stamp) -> File:
+        shown = self._label + name
+        path = self._path if os.path.isfile(self._path) else os.path.join(self._path, name)
+        if stamp[1] > MAX_FILE:
+            return File(name, stamp, broken(shown, "too-large", f"{stamp[1]} bytes; at most {MAX_FILE} are read"))
+        try:
+            with open(path, "rb") as stream:
+                data = stream.read(MAX_FILE + 1)
+        except OSError as error:
+            return File(name, stamp, broken(shown, "unreadable", f"cannot be read: {error.strerror}"))
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            return File(name, stamp, broken(shown, "not-utf8", f"byte {error.start} (line {line}) is not UTF-8"))
+        return File(name, stamp, parse(shown, text))
