@@ -5,20 +5,15 @@ from __future__ import annotations
 import errno
 import os
 
+from nodeagent.errors import AgentError
 
-class BpfError(Exception):
-    """Any failure at the kernel edge.
 
-    what: the operation and its object; why: the cause, with the kernel's errno when there is one; next_step: what a
-    person can do about it; errno: positive errno, 0 when the kernel was not the one to refuse.
-    """
+class BpfError(AgentError):
+    """Any failure at the kernel edge; `errno` is positive, or 0 when the kernel was not the one to refuse."""
 
     def __init__(self, what: str, why: str, next_step: str = "", number: int = 0) -> None:
-        self.what = what
-        self.why = why
-        self.next_step = next_step
         self.errno = number
-        super().__init__(f"{what}: {why}" + (f"; {next_step}" if next_step else ""))
+        super().__init__(what, why, next_step)
 
 
 class UnsupportedFeatureError(BpfError):

@@ -1,7 +1,8 @@
 """The Protocols of `abc` in memory: no kernel, no privileges, same answers (`tests/support/map_conformance.py`).
 
 For unit tests, and for whatever wants to know what the maps would hold without a kernel. Programs do not run: a test
-gives each a function that plays it in test runs.
+gives each a function that plays it in test runs. A pin is a small file, so that what callers do to pins with `pathlib`
+(list, rename, unlink) works as on a bpffs.
 """
 
 from __future__ import annotations
@@ -329,11 +330,12 @@ class FakeLink:
 
 @dataclass(frozen=True)
 class FakeObjectFile:
-    """What `FakeKernel.load` finds at a path: maps (pinned by name unless `private`), programs by name and type."""
+    """What `FakeKernel.load` finds: maps (pinned by name unless `private`), programs by name and type, their tag."""
 
     maps: tuple[MapSpec, ...] = ()
     programs: Mapping[str, ProgramType] = field(default_factory=dict)
     private: frozenset[str] = frozenset()
+    tag: str = "0" * 16
 
 
 class FakeObject:
@@ -381,7 +383,7 @@ class FakeKernel:
         self.interfaces: set[int] = set()
         self.descriptors: dict[int, object] = {}
         self.inner_shapes: dict[int, MapSpec] = {}
-        self.pins: dict[Path, object] = {}
+        self.pins: dict[str, tuple[Path, object]] = {}
         self.filters: dict[tuple[int, AttachType], ProgramInfo] = {}
         self.attachments: list[_Attachment] = []
         self._tables: list[_Table] = []
@@ -390,18 +392,30 @@ class FakeKernel:
 
     def pin(self, path: Path, what: object) -> None:
         """Pins anything; KeyExistsError when the path is taken."""
-        if path in self.pins:
+        if path.exists():
             raise KeyExistsError(f"pin {path}", "the path is taken")
-        self.pins[path] = what
+        if not path.parent.is_dir():
+            raise KeyMissingError(f"pin {path}", "no such directory")
+        if "." in path.name:
+            raise BpfError(f"pin {path}", "a bpffs takes no dots")
+        token = f"{next(self._numbers)}"
+        path.write_text(token)
+        self.pins[token] = (path, what)
 
-    def unpin(self, path: Path) -> None:
-        """Removes a pin, as unlink(2) does on a bpffs."""
-        gone = self.pins.pop(path, None)
-        if isinstance(gone, _Attachment):
-            self.release(gone)
+    def pinned(self, path: Path) -> object:
+        """What is pinned there, or None."""
+        self.sweep()
+        return self.pins[path.read_text()][1] if path.is_file() else None
+
+    def sweep(self) -> None:
+        """Ends attachments whose last pin was unlinked."""
+        for token, (path, what) in list(self.pins.items()):
+            if isinstance(what, _Attachment) and not path.exists():
+                del self.pins[token]
+                self.release(what)
 
     def release(self, attachment: _Attachment) -> None:
-        """One holder of an attachment less."""
+        """One holder of an attachment less; the last one ends it."""
         attachment.holders -= 1
         if not attachment.holders:
             attachment.where = None
@@ -428,9 +442,9 @@ class FakeKernel:
         self._tables.append(table)
         return self._map(table)
 
-    def create_program(self, name: str, kind: ProgramType) -> FakeProgram:
+    def create_program(self, name: str, kind: ProgramType, tag: str = "0" * 16) -> FakeProgram:
         """A loaded program out of nothing."""
-        info = ProgramInfo(next(self._numbers), name, kind, "0" * 16, 0, 0, 0, 0, 0, 0, 0, ())
+        info = ProgramInfo(next(self._numbers), name, kind, tag, 0, 0, 0, 0, 0, 0, 0, ())
         self._programs.append(info)
         return self._program(info)
 
@@ -442,8 +456,8 @@ class FakeKernel:
         file, maps = self.files[path], {}
         for spec in file.maps:
             pin = options.pin_dir / spec.name if options.pin_dir and spec.name not in file.private else None
-            if pin in self.pins:
-                table = self.pins[pin]
+            if pin is not None and pin.exists():
+                table = self.pinned(pin)
                 if not isinstance(table, _Table) or table.spec != spec:
                     raise IncompatibleMapError(f"load {path}", f"pinned map {spec.name} has another layout")
                 maps[spec.name] = self._map(table)
@@ -454,25 +468,25 @@ class FakeKernel:
         wanted = {n: kind for n, kind in file.programs.items() if n not in options.skip}
         if options.only is not None:
             wanted = {n: kind for n, kind in wanted.items() if n in options.only}
-        return FakeObject(maps, {name: self.create_program(name, kind) for name, kind in wanted.items()})
+        return FakeObject(maps, {name: self.create_program(name, kind, file.tag) for name, kind in wanted.items()})
 
     def pinned_map(self, path: Path) -> FakeMap:
         """See `Kernel.pinned_map`."""
-        table = self.pins.get(path)
+        table = self.pinned(path)
         if not isinstance(table, _Table):
             raise NotPinnedError(f"map {path}", "nothing is pinned there")
         return self._map(table)
 
     def pinned_program(self, path: Path) -> FakeProgram:
         """See `Kernel.pinned_program`."""
-        program = self.pins.get(path)
+        program = self.pinned(path)
         if not isinstance(program, FakeProgram):
             raise NotPinnedError(f"program {path}", "nothing is pinned there")
         return FakeProgram(program.info(), self, self._open(program.info()), program.plays)
 
     def pinned_link(self, path: Path) -> FakeLink:
         """See `Kernel.pinned_link`."""
-        attachment = self.pins.get(path)
+        attachment = self.pinned(path)
         if not isinstance(attachment, _Attachment):
             raise NotPinnedError(f"link {path}", "nothing is pinned there")
         return FakeLink(attachment, self, self._open(attachment))
@@ -529,7 +543,8 @@ class FakeKernel:
 
     def links(self) -> Iterator[LinkInfo]:
         """See `Kernel.links`."""
-        for attachment in self.attachments:
+        self.sweep()
+        for attachment in list(self.attachments):
             link = FakeLink(attachment, self, self._open(attachment))
             yield link.info()
             link.close()

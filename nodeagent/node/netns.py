@@ -1,9 +1,9 @@
 """Being in another network namespace for a moment.
 
 setns(2) moves the calling thread only, and a socket stays in the namespace that it was made in, so this is quick and
-setns(2) moves the calling thread only, and a socket stays in the namespace that it was made in, so this is quick and
 needs no helper process: enter, make sockets or attach programs, come back. The mount namespace is left alone, which is
 why bpffs stays visible here and does not inside `ip netns exec`.
+"""
 
 from __future__ import annotations
 
