@@ -375,6 +375,10 @@ class Kernel(Protocol):
         """NotPinnedError when there is none."""
         ...
 
+    def map_by_id(self, number: int) -> Map:
+        """Any map of this machine, such as one in a map of maps. KeyMissingError when it has gone."""
+        ...
+
     def pinned_program(self, path: Path) -> Program:
         """NotPinnedError when there is none."""
         ...

@@ -477,6 +477,13 @@ class FakeKernel:
             raise NotPinnedError(f"map {path}", "nothing is pinned there")
         return self._map(table)
 
+    def map_by_id(self, number: int) -> FakeMap:
+        """See `Kernel.map_by_id`."""
+        for table in self._tables:
+            if table.id == number:
+                return self._map(table)
+        raise KeyMissingError(f"open map {number}", "no such map")
+
     def pinned_program(self, path: Path) -> FakeProgram:
         """See `Kernel.pinned_program`."""
         program = self.pinned(path)

@@ -409,6 +409,13 @@ class LinuxKernel:
         """See `Kernel.pinned_map`."""
         return KernelMap(_pinned("map", path))
 
+    def map_by_id(self, number: int) -> KernelMap:
+        """See `Kernel.map_by_id`."""
+        fd = libbpf.fd_by_id("map", number)
+        if fd < 0:
+            raise from_errno(f"open map {number}", -fd)
+        return KernelMap(fd)
+
     def pinned_program(self, path: Path) -> KernelProgram:
         """See `Kernel.pinned_program`."""
         return KernelProgram(_pinned("program", path))

@@ -31,24 +31,23 @@ class Slot:
 
 
 SLOTS: tuple[Slot, ...] = (
-    Slot("connect4", "up_connect4", AttachType.CGROUP_INET4_CONNECT, "cgroup"),
-    Slot("connect6", "up_connect6", AttachType.CGROUP_INET6_CONNECT, "cgroup"),
+    Slot("pod_egress", "up_egress", AttachType.TCX_EGRESS, "pod"),
+    Slot("pod_ingress", "up_ingress", AttachType.TCX_INGRESS, "pod"),
+    Slot("host_ingress", "up_from_pod", AttachType.TCX_INGRESS, "host"),
+    Slot("host_egress", "up_to_pod", AttachType.TCX_EGRESS, "host"),
+    Slot("sockops", "up_sockops", AttachType.CGROUP_SOCK_OPS, "cgroup"),
     Slot("getpeername4", "up_getpeername4", AttachType.CGROUP_INET4_GETPEERNAME, "cgroup"),
     Slot("getpeername6", "up_getpeername6", AttachType.CGROUP_INET6_GETPEERNAME, "cgroup"),
-    Slot("sockops", "up_sockops", AttachType.CGROUP_SOCK_OPS, "cgroup"),
-    Slot("pod_egress", "up_pod_egress", AttachType.TCX_EGRESS, "pod"),
-    Slot("pod_ingress", "up_pod_ingress", AttachType.TCX_INGRESS, "pod"),
-    Slot("host_ingress", "up_host_ingress", AttachType.TCX_INGRESS, "host"),
-    Slot("host_egress", "up_host_egress", AttachType.TCX_EGRESS, "host"),
+    Slot("connect4", "up_connect4", AttachType.CGROUP_INET4_CONNECT, "cgroup"),
+    Slot("connect6", "up_connect6", AttachType.CGROUP_INET6_CONNECT, "cgroup"),
 )
-"""In the order of attaching: the connect hooks last would let connections through to a service address in between, and
-the packet programs last would let a client's first request pass undecided (which is safe: it reaches home)."""
+"""In the order of attaching. Every prefix is safe: no connection is sent home before what follows it is in its place."""
 
 HOME_SLOTS: tuple[Slot, ...] = tuple(slot for slot in SLOTS if slot.name == "sockops")
 """Home's own cgroup: its upstreams must be recognised when they are established."""
 
 CONTROL = "up_control"
-OBJECTS = ("sock_addr.bpf.o", "sockops.bpf.o", "tc_workload.bpf.o", "tc_host.bpf.o")
+OBJECTS = ("sock_addr.bpf.o", "sockops.bpf.o", "tc_workload.bpf.o", "tc_host.bpf.o", "control.bpf.o")
 
 
 @dataclass(slots=True)
