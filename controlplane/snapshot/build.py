@@ -30,6 +30,11 @@ class Builder:
         self._interned: dict[int, tuple[int, TypeState]] = {}
         self._changes: dict[tuple[int, int], tuple[int, TypeState, TypeState, Change]] = {}
 
+    @property
+    def size(self) -> int:
+        """Serialised messages that are remembered."""
+        return len(self._resources)
+
     def begin_round(self) -> None:
         """A new generation of messages follows; forget what the last generations did not use."""
         self._round += 1

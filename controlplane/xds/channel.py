@@ -70,6 +70,7 @@ class Channel:
         "outside",
         "outstanding",
         "pending",
+        "retry_due",
         "sent_nonce",
         "sent_version",
         "started",
@@ -91,8 +92,10 @@ class Channel:
         self.outside: dict[str, str | None] = {}
         #: Resources that left the state, kept until their removal may be sent (state of the world repeats them).
         self.held: dict[str, Resource] = {}
-        #: Names in refused responses: whether the client has them is unknown.
+        #: Names in refused responses: whether the client has them is unknown. They are said again with the next change
+        #: of the type, after it and apart from it: one bad resource may not take good news down with it.
         self.uncertain: dict[str, None] = {}
+        self.retry_due = False
         self.answer_due = False
         self.outstanding: dict[str, Sent] = {}
         self.sent_nonce = self.sent_version = self.acked_nonce = self.acked_version = ""
@@ -129,6 +132,7 @@ class Channel:
         self.names[name] = None
         self.named_once = True
         self.pending[name] = told
+        self._arm_retry()
 
     def drop_name(self, name: str) -> None:
         """Unsubscribe from one name. Under a wildcard the client needs to hear whether it still has it."""
@@ -148,10 +152,10 @@ class Channel:
         """The resource that *name* means now."""
         return self.base.find(name) or (view.lookup(self.type_url, name) if name in self.names else None)
 
-    def start(self, view: View) -> None:
-        """First request of the type: compare with the present state from here on."""
+    def start(self, view: View | None) -> None:
+        """First request of the type: compare with the present state from here on (nothing, while no view is known)."""
         self.started = True
-        self.base = view.snapshot[self.type_url]
+        self.base = EMPTY if view is None else view.snapshot[self.type_url]
 
     def advance(self, view: View, diff: Diff) -> None:
         """The view changed: note what the client has not heard of."""
@@ -173,11 +177,12 @@ class Channel:
                     self.held.setdefault(name, gone)
             self.base = target
         noted = self._advance_outside(view) or noted
-        if self.uncertain and noted:
-            # A refusal leaves open what the client kept, so the next change carries the refused ones again.
-            for name in self.uncertain:
-                self.pending[name] = MUST
-            self.uncertain.clear()
+        if noted:
+            self._arm_retry()
+
+    def _arm_retry(self) -> None:
+        """Something is about to be said: what was refused before follows it. A refusal alone causes nothing."""
+        self.retry_due = self.retry_due or bool(self.uncertain)
 
     def _told(self, name: str, old: Resource | None) -> str | None:
         return self.outside.pop(name, None) if old is None else old.version
@@ -232,6 +237,11 @@ class Channel:
                 ready.append((name, resource))
             elif resource is not None or told is None:
                 self.settle(name, resource)  # back to what the client has, or gone before it heard of it
+        if not ready and self.retry_due:
+            self.retry_due = False
+            for name in self.uncertain:
+                self._note(name, MUST)
+            return self.additions(view)
         return ready
 
     def removals(self, view: View) -> list[str]:
@@ -259,11 +269,17 @@ class Channel:
         self.error, self.error_names = "", ()
         return sent.version
 
-    def nack(self, nonce: str, message: str, code: int) -> Nacked:
-        """The client refused *nonce*; its resources are in doubt until they are sent again."""
+    def nack(self, nonce: str, message: str, code: int, *, earlier: bool = False) -> Nacked:
+        """The client refused *nonce*; its resources are in doubt until they are sent again.
+
+        With *earlier*, so are those of the unanswered responses before it: a state-of-the-world client merges answers.
+        """
         sent = self.outstanding.pop(nonce, None)
         names = sent.names if sent else ()
-        for name in names:
+        doubtful = list(names)
+        if earlier:
+            doubtful += [name for other in self.outstanding.values() for name in other.names]
+        for name in doubtful:
             if name not in self.pending and self.wants(name):
                 self.uncertain[name] = None
         self.error, self.error_names = message or "refused without a reason", names

@@ -20,12 +20,11 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
-from controlplane.snapshot.resource import Resource, delimited, from_bytes, text
+from controlplane.snapshot.resource import Resource, text
 from controlplane.snapshot.state import diff as compare
-from controlplane.snapshot.urls import CLUSTER, ENDPOINT, FULL_STATE, PUSH_ORDER, ROUTE
-from controlplane.xds.channel import MUST, Channel, Diff, View
-from controlplane.xds.events import Acked, Event, ProtocolError, Query, Response, Stale, Subscribed, TypeStatus
-from underpass.api import envoy
+from controlplane.snapshot.urls import ENDPOINT, PUSH_ORDER
+from controlplane.xds.channel import Channel, Diff, View
+from controlplane.xds.events import Acked, Event, ProtocolError, Query, Response, TypeStatus
 
 _RANK: Final = {type_url: rank for rank, type_url in enumerate(PUSH_ORDER)}
 _LAST: Final = len(PUSH_ORDER)
@@ -54,11 +53,14 @@ def _no_queries(_: str) -> bool:
 
 
 class Session(ABC):
-    """A stream of either variant; see :class:`SotwSession` and :class:`DeltaSession`.
+    """A stream of either variant; see :mod:`controlplane.xds.sotw` and :mod:`controlplane.xds.delta`.
 
     ``stream_id`` makes nonces unique beyond the stream. ``type_url`` is given for a service of a single type.
     ``is_query`` tells types that are computed per request and answered once through :meth:`answer`.
     """
+
+    #: Whether an answer to one response may stand for earlier ones too.
+    _merges_answers = False
 
     def __init__(
         self,
@@ -161,16 +163,14 @@ class Session(ABC):
     # --- content ------------------------------------------------------------------------------------------------------
 
     def set_view(self, view: View) -> None:
-        """What the client is to be served from now on. Cheap when nothing that it watches changed."""
+        """What the client is to be served from now on. Cheap when nothing that it watches changed.
+
+        Requests may come in before the first view is known (who asks decides it); they are answered then.
+        """
         self._view = view
         for channel in self._order:
             if channel.started:
                 channel.advance(view, self._diff)
-
-    def _ready_view(self) -> View:
-        if self._view is None:
-            raise RuntimeError("set_view comes before requests are served: the node decides what a client may see")
-        return self._view
 
     def answer(self, query: Query, resources: Sequence[tuple[str, bytes]]) -> None:
         """The answer to a :class:`Query`: (type URL of the Any, bytes of its value) pairs."""
@@ -190,15 +190,17 @@ class Session(ABC):
         if self._view is None:
             return None
         for channel in self._order:
-            if channel.pending or channel.answer_due:
+            if channel.pending or channel.answer_due or channel.retry_due:
                 response = self._add(channel, self._view)
                 if response is not None:
+                    self._released = False
                     return response
         if not self.blocked:
             for channel in reversed(self._order):
                 if channel.pending:
                     response = self._remove(channel, self._view)
                     if response is not None:
+                        self._released = True  # removals wait for additions, not for each other
                         return response
             self._released = False
         return None
@@ -238,7 +240,10 @@ class Session(ABC):
         return len(ready)
 
     def _clusters_said(self, resources: Iterable[Resource]) -> None:
-        """A client that is told a cluster must hear its endpoints after it, even unchanged ones, or it warms for 15 s."""
+        """A client that is told a cluster must hear its endpoints after it, even unchanged ones.
+
+        An Envoy whose cluster changed waits for them for 15 seconds, and answers no other cluster update meanwhile.
+        """
         endpoints = self._channels.get(ENDPOINT)
         for resource in resources:
             for type_url, name in resource.needs:
@@ -265,268 +270,8 @@ class Session(ABC):
         """ACK or NACK of a response that this stream sent; only ``error_detail`` makes a NACK."""
         nonce = request.response_nonce
         if request.HasField("error_detail"):
-            return channel.nack(nonce, request.error_detail.message, request.error_detail.code)
+            detail = request.error_detail
+            return channel.nack(nonce, detail.message, detail.code, earlier=self._merges_answers)
         if nonce in channel.outstanding:
             return Acked(channel.type_url, nonce, channel.ack(nonce))
         return None
-
-
-class SotwSession(Session):
-    """State of the world: ``DiscoveryRequest`` and ``DiscoveryResponse``."""
-
-    def _parse(self, data: bytes) -> Any:
-        return envoy.DiscoveryRequest.FromString(data)
-
-    def _requested(self, request: Any) -> Sequence[str]:
-        return [name for name in request.resource_names if name]
-
-    def _take(self, channel: Channel, request: Any) -> list[Event]:
-        first = not channel.started
-        events: list[Event] = []
-        nonce = request.response_nonce
-        if not first:
-            answered = self._answered(channel, request)
-            if answered is not None:
-                events.append(answered)
-            if nonce != channel.sent_nonce and (nonce or request.HasField("error_detail")):
-                # The subscription in it is old as well; the client repeats it with the newest nonce.
-                return [*events, Stale(channel.type_url, nonce)]
-            if nonce:  # one response acknowledges all before it
-                channel.outstanding.clear()
-        again = not nonce and not first
-        if first:
-            channel.start(self._ready_view())
-        if self._subscribe(channel, self._requested(request), answer_all=first or again):
-            self._check_total()
-            events.append(Subscribed(channel.type_url, channel.wildcard, len(channel.names), first))
-        if first:
-            self._force_due_endpoints(channel)
-        return events
-
-    def _subscribe(self, channel: Channel, names: Sequence[str], *, answer_all: bool) -> bool:
-        wanted = dict.fromkeys(names)
-        everything = "*" in wanted
-        wanted.pop("*", None)
-        if everything or wanted:
-            channel.named_once = True
-        elif channel.legacy_wildcard_allowed:
-            everything = True
-        fresh = [name for name in wanted if answer_all or name not in channel.names]
-        gone = [name for name in channel.names if name not in wanted]
-        changed = bool(fresh or gone or everything != channel.wildcard)
-        if everything and (answer_all or not channel.wildcard):
-            channel.enter_wildcard()
-        elif channel.wildcard and not everything:
-            channel.leave_wildcard()
-        for name in gone:
-            channel.drop_name(name)
-        for name in fresh:
-            channel.add_name(name)
-        return changed or answer_all
-
-    def _add(self, channel: Channel, view: View) -> Response | None:
-        ready = channel.additions(view)
-        if channel.full_state:
-            if not ready and not channel.answer_due:
-                return None
-            said = [resource for _, resource in ready if resource is not None]
-            for name, resource in ready:
-                channel.settle(name, resource)
-            response = self._full(channel, view, [name for name, _ in ready])
-            if channel.type_url == CLUSTER:
-                self._clusters_said(said)
-            return response
-        answers: list[tuple[str, Resource]] = []
-        count = self._fit(ready, lambda resource: len(resource.in_sotw))
-        for name, resource in ready[:count]:
-            answer = resource or placeholder(channel.type_url, name)
-            if answer is not None:
-                answers.append((name, answer))
-            channel.settle(name, resource)
-        if not answers and not (channel.answer_due and channel.wildcard):
-            channel.answer_due = False
-            return None
-        return self._response(channel, view, [r for _, r in answers], [n for n, _ in answers], removed=0)
-
-    def _remove(self, channel: Channel, view: View) -> Response | None:
-        gone = channel.removals(view)
-        if not gone:
-            return None
-        for name in gone:
-            channel.settle(name, None)
-        if channel.full_state:
-            return self._full(channel, view, (), removed=len(gone))
-        answers = [made for made in (placeholder(channel.type_url, name) for name in gone) if made is not None]
-        return self._response(channel, view, answers, gone, removed=len(gone)) if answers else None
-
-    def _full(self, channel: Channel, view: View, names: Iterable[str], *, removed: int = 0) -> Response:
-        """Everything of a type whose omissions delete; removed ones stay in it until their turn."""
-        held = [resource for resource in channel.held.values() if resource.name not in channel.base]
-        if channel.wildcard:
-            outside = [found for found in (channel.find(name, view) for name in sorted(channel.outside)) if found]
-            body = channel.base.in_sotw + b"".join(resource.in_sotw for resource in (*outside, *held))
-            count = len(channel.base) + len(outside) + len(held)
-        else:
-            found = {name: channel.find(name, view) for name in sorted(channel.names)}
-            listed = [*(resource for resource in found.values() if resource is not None), *held]
-            body = b"".join(resource.in_sotw for resource in {r.name: r for r in listed}.values())
-            count = len(listed)
-        return self._frame(channel, view, body, names, resources=count, removed=removed)
-
-    def _response(
-        self, channel: Channel, view: View, resources: Sequence[Resource], names: Iterable[str], *, removed: int
-    ) -> Response:
-        body = b"".join(resource.in_sotw for resource in {r.name: r for r in resources}.values())
-        return self._frame(channel, view, body, names, resources=len(resources), removed=removed)
-
-    def _frame(
-        self, channel: Channel, view: View, body: bytes, names: Iterable[str], *, resources: int, removed: int
-    ) -> Response:
-        nonce, version = self._nonce(), self._version(channel, view)
-        channel.record_sent(nonce, version, names)
-        data = b"".join((text(1, version), body, text(4, channel.type_url), text(5, nonce)))
-        if self._control_plane:
-            data += delimited(6, self._control_plane)
-        return Response(data, channel.type_url, nonce, resources, removed)
-
-    @staticmethod
-    def _version(channel: Channel, view: View) -> str:
-        """One version per type: changes exactly when what this client can see of the type does."""
-        extra = list(channel.held.values())
-        extra += [found for found in (channel.find(name, view) for name in channel.outside) if found]
-        if not extra:
-            return channel.base.version
-        total = channel.base.identity + sum(resource.identity for resource in extra)
-        return f"{total & ((1 << 128) - 1):032x}"[:16]
-
-    def _reply(self, query: Query, nonce: str, resources: Sequence[tuple[str, bytes]]) -> Response:
-        body = b"".join(delimited(2, text(1, kind) + delimited(2, value)) for kind, value in resources)
-        data = body + text(4, query.type_url) + text(5, nonce)
-        if self._control_plane:
-            data += delimited(6, self._control_plane)
-        return Response(data, query.type_url, nonce, len(resources), 0)
-
-
-class DeltaSession(Session):
-    """Incremental: ``DeltaDiscoveryRequest`` and ``DeltaDiscoveryResponse``."""
-
-    def _parse(self, data: bytes) -> Any:
-        return envoy.DeltaDiscoveryRequest.FromString(data)
-
-    def _requested(self, request: Any) -> Sequence[str]:
-        return [name for name in request.resource_names_subscribe if name]
-
-    def _take(self, channel: Channel, request: Any) -> list[Event]:
-        first = not channel.started
-        events: list[Event] = []
-        if first:
-            channel.start(self._ready_view())
-        else:
-            answered = self._answered(channel, request)
-            if answered is not None:
-                events.append(answered)
-            elif request.response_nonce:
-                events.append(Stale(channel.type_url, request.response_nonce))
-        has = dict(request.initial_resource_versions) if first else {}
-        subscribe = dict.fromkeys(self._requested(request))
-        unsubscribe = dict.fromkeys(name for name in request.resource_names_unsubscribe if name)
-        if not first and not subscribe and not unsubscribe:
-            return events
-        # "*" subscribed and unsubscribed at once is a client that wants names only, from the first request on.
-        both = "*" in subscribe and "*" in unsubscribe
-        if both:
-            channel.named_once = True
-        elif "*" in unsubscribe and channel.wildcard:
-            channel.named_once = True
-            channel.leave_wildcard()
-        elif "*" in subscribe or (first and not subscribe and channel.legacy_wildcard_allowed):
-            channel.named_once = channel.named_once or "*" in subscribe
-            self._everything(channel, has)
-        for name in subscribe:
-            if name != "*":
-                channel.add_name(name, has.get(name, MUST))
-        for name in unsubscribe:
-            if name != "*":
-                channel.drop_name(name)
-        self._check_total()
-        if first:
-            self._force_due_endpoints(channel)
-        return [*events, Subscribed(channel.type_url, channel.wildcard, len(channel.names), first)]
-
-    @staticmethod
-    def _everything(channel: Channel, has: dict[str, str]) -> None:
-        channel.enter_wildcard()
-        for name, version in has.items():
-            channel.pending[name] = version
-
-    def _add(self, channel: Channel, view: View) -> Response | None:
-        ready = channel.additions(view)
-        count = self._fit(ready, lambda resource: len(resource.in_delta))
-        resources: dict[str, Resource] = {}
-        removed: list[str] = []
-        for name, resource in ready[:count]:
-            if resource is None:
-                removed.append(name)
-            else:
-                resources[resource.name] = resource
-            channel.settle(name, resource)
-        if not resources and not removed and not channel.answer_due:
-            return None
-        response = self._frame(channel, resources.values(), [name for name, _ in ready[:count]], removed)
-        if channel.type_url == CLUSTER:
-            self._clusters_said(resources.values())
-        return response
-
-    def _remove(self, channel: Channel, view: View) -> Response | None:
-        gone = channel.removals(view)
-        if not gone:
-            return None
-        for name in gone:
-            channel.settle(name, None)
-        return self._frame(channel, (), gone, gone)
-
-    def _frame(
-        self, channel: Channel, resources: Iterable[Resource], names: Sequence[str], removed: Sequence[str]
-    ) -> Response:
-        nonce = self._nonce()
-        version = channel.base.version
-        channel.record_sent(nonce, version, names)
-        bodies = [resource.in_delta for resource in resources]
-        data = b"".join(
-            (
-                text(1, version),
-                *bodies,
-                text(4, channel.type_url),
-                text(5, nonce),
-                *(delimited(6, name.encode()) for name in removed),
-            )
-        )
-        if self._control_plane:
-            data += delimited(7, self._control_plane)
-        return Response(data, channel.type_url, nonce, len(bodies), len(removed))
-
-    def _reply(self, query: Query, nonce: str, resources: Sequence[tuple[str, bytes]]) -> Response:
-        bodies = [
-            delimited(2, text(3, kind) + text(1, "1") + delimited(2, text(1, kind) + delimited(2, value)))
-            for kind, value in resources
-        ]
-        data = b"".join((*bodies, text(4, query.type_url), text(5, nonce)))
-        return Response(data, query.type_url, nonce, len(resources), 0)
-
-
-def placeholder(type_url: str, name: str) -> Resource | None:
-    """The empty resource that tells a state-of-the-world client that *name* does not exist.
-
-    That variant has no other way to say it, and the client would wait for 15 seconds. None for types of which an empty
-    one means something else.
-    """
-    if type_url == ENDPOINT:
-        message: Any = envoy.ClusterLoadAssignment(cluster_name=name)
-    elif type_url == ROUTE:
-        message = envoy.RouteConfiguration(name=name)
-    else:
-        return None
-    return from_bytes(type_url, name, message.SerializeToString(deterministic=True))
-
-
-__all__ = ["DEFAULT_LIMITS", "FULL_STATE", "DeltaSession", "Limits", "Session", "SotwSession", "View", "placeholder"]
