@@ -44,7 +44,9 @@ def views(draw: st.DrawFn) -> Snapshot:
 
 STEPS = st.one_of(
     st.tuples(st.just("view"), views()),
-    st.sampled_from([("write",), ("write",), ("hear",), ("hear",), ("read",), ("read",), ("read",)]),
+    st.tuples(st.just("view"), views()),
+    st.tuples(st.just("flow"), st.integers(1, 12)),
+    st.sampled_from([("write",), ("hear",), ("read",)]),
     st.sampled_from([("refuse",), ("reconnect",), ("release",)]),
 )
 
@@ -94,6 +96,12 @@ class World:
                 if not self.client.outbox:
                     return False
                 self.session.receive(self.client.outbox.popleft())
+            case "flow":
+                assert isinstance(step[1], int)
+                for _ in range(step[1]):
+                    self.step(("read",))
+                    self.step(("write",))
+                    self.step(("hear",))
             case "reconnect":
                 self.reconnect()
             case "release":
