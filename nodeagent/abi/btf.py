@@ -99,7 +99,8 @@ def labels(header: str, prefix: str) -> dict[str, str]:
 
 def render_layout(btf: Mapping[str, Any]) -> str:
     """Source of `layout.py`."""
-    lines = [_HEAD, '"""Size and fields of every structure in kernel/include/abi.h: (name, offset, kind, count)."""\n\n']
+    title = "Size and fields of every structure in kernel/include/abi.h: (name, offset, kind, count)."
+    lines = [_HEAD, f'"""{title}"""\n\n']
     lines.append("from __future__ import annotations\n\nfrom typing import Final\n\n")
     lines.append("Field = tuple[str, int, str, int]\n\n")
     lines.append("STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {\n")

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import struct
 import sys
-from dataclasses import fields, is_dataclass
-from typing import Any, ClassVar, Final, Self, get_args, get_type_hints
+from dataclasses import fields
+from typing import Any, ClassVar, Final, Self, cast, get_args, get_type_hints
 
 from nodeagent.abi.layout import STRUCTS
 from nodeagent.errors import CapacityError, LayoutError
@@ -61,15 +61,15 @@ class _Codec:
     """The compiled form of a record class: one `struct.Struct` over all scalars, nested records flattened."""
 
     def __init__(self, record: type[Record]) -> None:
-        if record.STRUCT not in STRUCTS or not is_dataclass(record):
+        if record.STRUCT not in STRUCTS:
             raise LayoutError(f"{record.__name__} names no structure of the ABI ({record.STRUCT!r})")
         size, layout = STRUCTS[record.STRUCT]
         kept = [f for f in layout if not _padding(f[0], f[2])]
-        names = [f.name for f in fields(record)]
+        names = [f.name for f in fields(cast("Any", record))]
         if names != [f[0] for f in kept]:
             raise LayoutError(f"{record.__name__} has fields {names}, struct {record.STRUCT} {[f[0] for f in kept]}")
         hints = get_type_hints(record)
-        self.record = record
+        self.record: type[Record] = record
         self.parts: list[tuple[str, str, int, _Codec | None]] = []
         text, position = "=", 0
         for name, offset, kind, count in kept:
@@ -79,12 +79,9 @@ class _Codec:
             self.parts.append((name, kind, count, nested))
             text, position = text + part, offset + length
         text += f"{size - position}x" if size > position else ""
-        self.text = text[1:]
-        self.format = struct.Struct(text)
-        self.defaults = self._zeros()
-
-    def _zeros(self) -> tuple[Any, ...]:
-        return struct.Struct(self.format.format).unpack(bytes(self.format.size))
+        self.text: str = text[1:]
+        self.format: struct.Struct = struct.Struct(text)
+        self.defaults: tuple[Any, ...] = self.format.unpack(bytes(self.format.size))
 
     def flatten(self, record: Record) -> list[Any]:
         """The scalars of a record in layout order."""

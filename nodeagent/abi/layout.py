@@ -149,8 +149,8 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         40,
         (
             ("next", 0, "u32", 0), ("end", 4, "u32", 0), ("left", 8, "u64", 0), ("value", 16, "u64", 0),
-            ("hash", 24, "u32", 0), ("status", 28, "u16", 0), ("state", 30, "u8", 0), ("step", 31, "u8", 0),
-            ("flags", 32, "u8", 0), ("match", 33, "u8", 0), ("pad", 34, "u8", 6),
+            ("hash", 24, "u32", 0), ("high", 28, "u32", 0), ("status", 32, "u16", 0), ("state", 34, "u8", 0),
+            ("step", 35, "u8", 0), ("flags", 36, "u8", 0), ("match", 37, "u8", 0), ("pad", 38, "u8", 2),
         ),
     ),
     "up_route": (

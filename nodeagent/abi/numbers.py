@@ -41,12 +41,16 @@ RSPF_LENGTH: Final = 4
 RSPF_CLOSE: Final = 8
 RSPF_DONE: Final = 16
 RSPF_COUNTED: Final = 32
+RSPF_LENGTHS: Final = 64
+RSPF_CODING: Final = 128
 CF_UNSYNCED: Final = 1
 CF_FIN: Final = 2
 CF_ACTIVE: Final = 4
 CF_USEC_TS: Final = 8
 CF_STOCKED: Final = 16
 CF_TS: Final = 32
+CF_CLOSED: Final = 64
+CF_SYNC: Final = 128
 WANT_NS: Final = 1000000
 TABLE_LIVE: Final = 1
 TABLE_WILD: Final = 2
@@ -210,6 +214,7 @@ class Reason(IntEnum):
     MSS = 43
     TIMESTAMPS = 44
     ENDPOINT_GONE = 45
+    HALF_CLOSE = 46
     LAST = 48
 
 
@@ -243,7 +248,6 @@ class State(IntEnum):
     LENT = 3
     DYING = 4
     DEAD = 5
-    CLOSED = 6
 
 
 #: Metric label of every Reason.
@@ -292,6 +296,7 @@ REASON_LABELS: Final[dict[int, str]] = {
     Reason.MSS: "segment-size",
     Reason.TIMESTAMPS: "timestamp-unit",
     Reason.ENDPOINT_GONE: "endpoint-gone",
+    Reason.HALF_CLOSE: "half-close",
 }
 
 

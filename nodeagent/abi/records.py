@@ -52,6 +52,7 @@ class Response(Record):
     left: int = 0
     value: int = 0
     hash: int = 0
+    high: int = 0
     status: int = 0
     state: int = 0
     step: int = 0

@@ -133,14 +133,17 @@ def _balance(message: Any) -> tuple[Balance, list[str]]:
     slow = (message.least_request_lb_config, message.round_robin_lb_config)
     if any(config.HasField("slow_start_config") for config in slow):
         extra.append("slow-start")
-    if message.least_request_lb_config.HasField("choice_count") and message.least_request_lb_config.choice_count.value != 2:
+    least = message.least_request_lb_config
+    if least.HasField("choice_count") and least.choice_count.value != 2:
         extra.append("choice-count")
     return balance, extra
 
 
 def _limits(message: Any) -> list[str]:
-    """Circuit breakers that limit something. Envoy's own default (1,024) applies when nothing is set; that is no
-    wish of a user, so it is not counted."""
+    """Circuit breakers that limit something.
+
+    Envoy's own default (1,024) applies when nothing is set; that is no wish of a user, so it is not counted.
+    """
     limits = []
     for threshold in message.circuit_breakers.thresholds:
         for name in ("max_connections", "max_pending_requests", "max_requests"):
@@ -150,8 +153,11 @@ def _limits(message: Any) -> list[str]:
 
 
 def _transport(message: Any) -> list[str]:
-    """TLS that is required. `transport_socket_matches` with a plaintext alternative is Istio's automatic mTLS, which
-    leaves the choice to the client."""
+    """TLS that is required.
+
+    `transport_socket_matches` with a plaintext alternative is Istio's automatic mTLS, which leaves the choice to the
+    client.
+    """
     found = []
     if message.HasField("transport_socket") and not _plain(message.transport_socket):
         found.append("upstream-tls")
@@ -162,7 +168,8 @@ def _transport(message: Any) -> list[str]:
 
 
 def _plain(socket: Any) -> bool:
-    return str(socket.typed_config.type_url).endswith(".RawBuffer") or socket.name == "envoy.transport_sockets.raw_buffer"
+    raw = socket.name == "envoy.transport_sockets.raw_buffer"
+    return raw or str(socket.typed_config.type_url).endswith(".RawBuffer")
 
 
 def _protocol(message: Any) -> list[str]:

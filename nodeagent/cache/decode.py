@@ -63,8 +63,10 @@ def filter_metadata(message: Any, key: str) -> Mapping[str, Any]:
 
 
 def source_of(message: Any) -> Source | None:
-    """Which configuration object a route or cluster came from: our control plane's `underpass` metadata, else what
-    Istio's `istio.config` path tells (kind, namespace, name)."""
+    """Which configuration object a route or cluster came from.
+
+    Our control plane's `underpass` metadata, else what Istio's `istio.config` path tells (kind, namespace, name).
+    """
     ours = filter_metadata(message, "underpass")
     if ours:
         return Source(

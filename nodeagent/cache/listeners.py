@@ -62,10 +62,9 @@ def _chain(message: Any) -> Chain:
     match = message.filter_chain_match
     conditions = leftovers(
         match,
-        ("transport_protocol", "application_protocols"),
+        ("transport_protocol", "application_protocols", "prefix_ranges"),
         {
             "destination_port": "destination-port",
-            "prefix_ranges": "destination-prefix",
             "server_names": "sni",
             "source_prefix_ranges": "source-prefix",
             "direct_source_prefix_ranges": "source-prefix",
@@ -75,8 +74,12 @@ def _chain(message: Any) -> Chain:
         conditions.append(match.transport_protocol)
     if not _SNIFFED.issuperset(match.application_protocols):
         conditions.append("application-protocol")
+    destinations = [_single(prefix) for prefix in match.prefix_ranges]
+    if None in destinations:
+        conditions.append("destination-prefix")
     extra = []
-    if message.HasField("transport_socket") and not message.transport_socket.typed_config.type_url.endswith(".RawBuffer"):
+    socket_type = message.transport_socket.typed_config.type_url
+    if message.HasField("transport_socket") and not socket_type.endswith(".RawBuffer"):
         extra.append("downstream-tls")
     http: Http | None = None
     tcp: Tcp | None = None
@@ -88,7 +91,14 @@ def _chain(message: Any) -> Chain:
             tcp = _tcp(network_filter.typed_config.value)
         elif url not in _IDLE_NETWORK_FILTERS:
             extra.append(f"filter {network_filter.name or url}")
-    return Chain(message.name, http, tcp, unique(conditions), unique(extra))
+    single = tuple(destination for destination in destinations if destination is not None)
+    return Chain(message.name, http, tcp, single, unique(conditions), unique(extra))
+
+
+def _single(prefix: Any) -> str | None:
+    """The address of a prefix that covers only one."""
+    whole = 128 if ":" in prefix.address_prefix else 32
+    return str(prefix.address_prefix) if prefix.prefix_len.value == whole else None
 
 
 def _http(body: bytes) -> Http:

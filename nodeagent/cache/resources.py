@@ -126,8 +126,10 @@ Action = Forward | Redirect | DirectResponse | OtherAction
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The configuration object that a route was made from. `rule` is the 0-based index into the object's http list,
-    -1 when unknown; `line` 0 when unknown."""
+    """The configuration object that a route was made from.
+
+    `rule` is the 0-based index into the object's http list, -1 when unknown; `line` 0 when unknown.
+    """
 
     kind: str
     name: str
@@ -187,20 +189,28 @@ class Tcp:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A filter chain. `conditions` names the kinds of its match that narrow it (`sni`, `destination-prefix`, ...);
-    protocol sniffing (`http/1.1`, `h2c` on plaintext) does not count as one."""
+    """A filter chain.
+
+    `destinations` are the single addresses that it is for (empty: the listener's own). `conditions` names the other
+    kinds of its match that narrow it (`sni`, `source-prefix`, ...); protocol sniffing (`http/1.1`, `h2c` on plaintext)
+    does not count as one.
+    """
 
     name: str
     http: Http | None = None
     tcp: Tcp | None = None
+    destinations: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listener. `addresses` are (address, port); `0.0.0.0` and `::` mean any. `direction` is outbound, inbound or
-    empty. `capture` is true for the catch-all listeners of a sidecar, which are no service's."""
+    """A listener.
+
+    `addresses` are (address, port); `0.0.0.0` and `::` mean any. `direction` is outbound, inbound or empty. `capture`
+    is true for the catch-all listeners of a sidecar, which are no service's.
+    """
 
     name: str
     direction: str

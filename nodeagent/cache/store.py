@@ -31,9 +31,14 @@ class Arrived(Protocol):
     """A resource as the session hands it over."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The resource's name."""
+        ...
+
     @property
-    def body(self) -> bytes | None: ...
+    def body(self) -> bytes | None:
+        """Its message's bytes, None for a heartbeat."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,11 @@ class Resources:
 
 
 class Decoder:
-    """Decodes each content once. A content's outcome, good or bad, is kept while some view holds it, plus one round:
-    `sweep` forgets what was not asked for since the sweep before."""
+    """Decodes each content once.
+
+    A content's outcome, good or bad, is kept while some view holds it, plus one round: `sweep` forgets what was not
+    asked for since the sweep before.
+    """
 
     def __init__(self) -> None:
         self._known: dict[bytes, Value | ResourceError] = {}

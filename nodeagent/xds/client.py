@@ -80,7 +80,7 @@ class ViewStream:
         self.session = Session()
         #: why the stream is not up, in words; empty while it is
         self.trouble = "not connected yet"
-        self._call = channel.stream_stream(
+        self._call: Any = channel.stream_stream(
             METHOD,
             request_serializer=lambda message: bytes(message.SerializeToString()),
             response_deserializer=envoy.DeltaDiscoveryResponse.FromString,

@@ -18,21 +18,44 @@ class WorkloadLike(Protocol):
     """What a view needs to know of a workload (`nodeagent.node.registry.Workload` has it)."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Pod-like name."""
+        ...
+
     @property
-    def namespace(self) -> str: ...
+    def namespace(self) -> str:
+        """Its namespace."""
+        ...
+
     @property
-    def service_account(self) -> str: ...
+    def service_account(self) -> str:
+        """Its service account."""
+        ...
+
     @property
-    def labels(self) -> Mapping[str, str]: ...
+    def labels(self) -> Mapping[str, str]:
+        """All labels."""
+        ...
+
     @property
-    def ips(self) -> tuple[str, ...]: ...
+    def ips(self) -> tuple[str, ...]:
+        """Own addresses, the primary one first."""
+        ...
+
     @property
-    def node(self) -> str: ...
+    def node(self) -> str:
+        """Name of the node."""
+        ...
+
     @property
-    def owner(self) -> str: ...
+    def owner(self) -> str:
+        """Deployment, Pod or WorkloadEntry."""
+        ...
+
     @property
-    def cluster(self) -> str: ...
+    def cluster(self) -> str:
+        """Istio cluster id."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +74,10 @@ class View:
     owner: str
 
     def metadata(self) -> dict[str, object]:
-        """Node metadata as an Istio sidecar sends it (reference/istio.md 2.1). ISTIO_VERSION stays unset: it would
-        ask a control plane for Istio's own Envoy extensions."""
+        """Node metadata as an Istio sidecar sends it.
+
+        ISTIO_VERSION stays unset: it would ask a control plane for Istio's own Envoy extensions.
+        """
         return {
             "NAME": self.name,
             "NAMESPACE": self.namespace,
@@ -73,8 +98,11 @@ def view_key(namespace: str, service_account: str, labels: Mapping[str, str]) ->
 
 
 def views(workloads: Iterable[WorkloadLike], previous: Mapping[str, View]) -> dict[str, View]:
-    """The views of `workloads` by key. A view of `previous` is kept as it is while its representative lives unchanged;
-    otherwise the first workload by name represents it."""
+    """The views of `workloads` by key.
+
+    A view of `previous` is kept as it is while its representative lives unchanged; otherwise the first workload by
+    name represents it.
+    """
     groups: dict[str, list[WorkloadLike]] = {}
     for workload in workloads:
         if workload.ips:

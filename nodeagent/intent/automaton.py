@@ -1,0 +1,154 @@
+"""Sets of string patterns as one deterministic automaton over bytes (pure).
+
+Subset construction: a state is the set of patterns that are matched for good (whatever follows) and of those that are
+still being read, with the position in each. Only bytes that some pattern can read next have an edge of their own;
+every other byte takes the state's `fallback`. That is exactly the shape of the kernel's route program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from nodeagent.errors import CapacityError
+
+
+class PatternKind(StrEnum):
+    """What a pattern demands of the whole input."""
+
+    EXACT = "exact"
+    PREFIX = "prefix"
+    SUFFIX = "suffix"
+    CONTAINS = "contains"
+    #: equal, or the pattern followed by "/" and anything
+    SEPARATED = "separated"
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A pattern over bytes; with `fold` ASCII letters match either case."""
+
+    kind: PatternKind
+    value: bytes
+    fold: bool = False
+
+    def holds(self, text: bytes) -> bool:
+        """Whether `text` as a whole satisfies the pattern: the definition that the automaton must agree with."""
+        value = self.value
+        if self.fold:
+            text, value = text.lower(), value.lower()
+        if self.kind is PatternKind.EXACT:
+            return text == value
+        if self.kind is PatternKind.PREFIX:
+            return text.startswith(value)
+        if self.kind is PatternKind.SUFFIX:
+            return text.endswith(value)
+        if self.kind is PatternKind.CONTAINS:
+            return value in text
+        return text == value or text.startswith(value + b"/")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One state: own edges by byte, the edge of all other bytes, and the patterns that hold if the input ends here."""
+
+    edges: dict[int, int]
+    fallback: int
+    matched: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Automaton:
+    """States by number; `start` is where reading begins."""
+
+    states: tuple[State, ...]
+    start: int = 0
+
+    def matched(self, text: bytes) -> frozenset[int]:
+        """Patterns that hold for `text`, by walking. For tests and golden dumps; the kernel has its own walk."""
+        state = self.start
+        for byte in text:
+            here = self.states[state]
+            state = here.edges.get(byte, here.fallback)
+        return self.states[state].matched
+
+
+_Key = tuple[frozenset[int], frozenset[tuple[int, int]]]
+_LOOPING = (PatternKind.SUFFIX, PatternKind.CONTAINS)
+_LASTING = (PatternKind.PREFIX, PatternKind.CONTAINS)
+
+
+def build(patterns: Sequence[Pattern], limit: int, final: frozenset[int] = frozenset()) -> Automaton:
+    """The automaton of `patterns`.
+
+    `final`: patterns (by index, in order of precedence) that decide when they hold; where one of them holds for good,
+    later patterns are of no interest and are left out of `matched`. Raises CapacityError above `limit` states.
+    """
+    return _Builder(patterns, limit, final).run()
+
+
+class _Builder:
+    def __init__(self, patterns: Sequence[Pattern], limit: int, final: frozenset[int]) -> None:
+        self._patterns = [(p.kind, p.value.lower() if p.fold else p.value, p.fold) for p in patterns]
+        self._limit = limit
+        self._final = final
+        self._loops = frozenset((i, 0) for i, (kind, _, _) in enumerate(self._patterns) if kind in _LOOPING)
+        self._numbers: dict[_Key, int] = {}
+        self._keys: list[_Key] = []
+
+    def run(self) -> Automaton:
+        at_once = (*_LOOPING, PatternKind.PREFIX)
+        done = frozenset(i for i, (kind, value, _) in enumerate(self._patterns) if not value and kind in at_once)
+        live = frozenset((i, 0) for i in range(len(self._patterns)))
+        start = self._number(done, live)
+        states: list[State] = []
+        while len(states) < len(self._keys):
+            states.append(self._state(*self._keys[len(states)]))
+        return Automaton(tuple(states), start)
+
+    def _number(self, done: frozenset[int], live: frozenset[tuple[int, int]]) -> int:
+        decided = min((i for i in done if i in self._final), default=None)
+        if decided is not None:
+            done = frozenset(i for i in done if i <= decided)
+        bound = len(self._patterns) if decided is None else decided
+        live = frozenset(item for item in live if item[0] not in done and item[0] < bound)
+        key = (done, live)
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self._keys)
+            if number >= self._limit:
+                raise CapacityError(
+                    f"more than {self._limit} automaton states are needed to tell {len(self._patterns)} patterns apart"
+                )
+            self._keys.append(key)
+        return number
+
+    def _state(self, done: frozenset[int], live: frozenset[tuple[int, int]]) -> State:
+        moves: dict[int, set[tuple[int, int]]] = {}
+        arrived: dict[int, set[int]] = {}
+        matched = set(done)
+        for i, position in live:
+            kind, value, fold = self._patterns[i]
+            if position == len(value):
+                if kind in (PatternKind.EXACT, PatternKind.SEPARATED, PatternKind.SUFFIX):
+                    matched.add(i)
+                if kind is PatternKind.SEPARATED:
+                    arrived.setdefault(0x2F, set()).add(i)
+                continue
+            byte = value[position]
+            for b in (byte, byte - 32) if fold and 0x61 <= byte <= 0x7A else (byte,):
+                if position + 1 == len(value) and kind in _LASTING:
+                    arrived.setdefault(b, set()).add(i)
+                else:
+                    moves.setdefault(b, set()).add((i, position + 1))
+        fallback = self._number(done, self._loops)
+        edges = {}
+        for b in sorted(moves.keys() | arrived.keys()):
+            target = self._number(done | arrived.get(b, set()), self._loops | moves.get(b, set()))
+            if target != fallback:
+                edges[b] = target
+        decided = min((i for i in matched if i in self._final), default=None)
+        if decided is not None:
+            matched = {i for i in matched if i <= decided}
+        return State(edges, fallback, frozenset(matched))

@@ -1,0 +1,516 @@
+"""Views' resources and workloads -> what the maps should hold (pure; `Compiler` only remembers work done).
+
+Three passes: draft every view by name; find out which of equally named things differ between views; give ids and write
+records. Clusters, routes and programs that are equal are shared by all views. Route tables are not: a connection holds
+the number of its table for as long as it lives, so a table must never come to mean another view's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from nodeagent.abi import numbers as n
+from nodeagent.abi.numbers import ActionKind, NameKind, Reason, ServiceKind
+from nodeagent.abi.records import (
+    NO_ADDRESS,
+    Action,
+    Cluster,
+    Endpoint,
+    NameKey,
+    NameText,
+    Service,
+    ServiceKey,
+    Vhost,
+    VhostKey,
+    Weight,
+    Workload,
+    address,
+    family,
+)
+from nodeagent.abi.records import Table as TableRecord
+from nodeagent.cache.resources import Source
+from nodeagent.cache.store import Resources
+from nodeagent.errors import CapacityError
+from nodeagent.intent import features as f
+from nodeagent.intent.clusters import ClusterDraft, draft, endpoint_of, slots
+from nodeagent.intent.ids import LASTING, LIMITS, Known, assign
+from nodeagent.intent.model import Intent, Program, Rejection, RouteInfo, Table, Where
+from nodeagent.intent.packing import digest
+from nodeagent.intent.services import PASSTHROUGH, Services, TcpService, services_of
+from nodeagent.intent.tables import RouteDraft, TableCompiler, TableDraft, VhostDraft
+from nodeagent.intent.variants import Variants
+
+_TCP: Final = 6
+#: Effects of a rejection, in words.
+_HOME: Final = "its requests go to the home peer"
+_REFUSED: Final = "connections to it are refused"
+_UNTOUCHED: Final = "connections to it are left alone"
+
+
+class WorkloadLike(Protocol):
+    """What the compiler needs to know of a workload."""
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        ...
+
+    @property
+    def ips(self) -> tuple[str, ...]:
+        """Own addresses."""
+        ...
+
+
+@dataclass(slots=True)
+class _View:
+    """One view while it is compiled."""
+
+    key: str
+    services: Services
+    tables: dict[str, TableDraft]
+    clusters: dict[str, ClusterDraft]
+    tcp: dict[TcpService, RouteInfo] = field(default_factory=dict)
+
+
+class Compiler:
+    """Compiles again and again, faster where little changed. Same inputs give the same intent, remembered or not."""
+
+    def __init__(self) -> None:
+        self._tables = TableCompiler()
+        self._clusters: dict[tuple[int, int], tuple[object, object, ClusterDraft]] = {}
+
+    def compile(
+        self,
+        views: Mapping[str, Resources],
+        workloads: Iterable[tuple[WorkloadLike, str]],
+        known: Known | None = None,
+    ) -> Intent:
+        """The intent for `views` by key and `workloads` with their view's key. `known`: the ids so far."""
+        self._tables.begin()
+        fresh: dict[tuple[int, int], tuple[object, object, ClusterDraft]] = {}
+        drafted = [self._view(key, views[key], fresh) for key in sorted(views)]
+        self._clusters = fresh
+        enrolled = sorted(((w, view) for w, view in workloads if view in views), key=lambda item: item[0].key)
+        return _Writer(drafted, enrolled, known or Known()).write()
+
+    def _view(
+        self, key: str, resources: Resources, fresh: dict[tuple[int, int], tuple[object, object, ClusterDraft]]
+    ) -> _View:
+        services = services_of(resources)
+        tables = {use.name: self._tables.draft(use) for use in services.tables}
+        names = {c.name for t in tables.values() for v in t.vhosts for r in v.routes for c in r.clusters}
+        names |= {c.name for service in services.tcp for c in service.clusters}
+        clusters = {}
+        for name in sorted(names):
+            cluster = resources.clusters.get(name)
+            if cluster is None:
+                continue  # a dangling cluster is normal input: 503 when hit
+            assignment = resources.assignments.get(cluster.eds_name)
+            memo = (id(cluster), id(assignment))
+            known = fresh.get(memo) or self._clusters.get(memo)
+            if known is None or known[0] is not cluster or known[1] is not assignment:
+                known = (cluster, assignment, draft(cluster, assignment))
+            fresh[memo] = known
+            clusters[name] = known[2]
+        return _View(key, services, tables, clusters)
+
+
+class _Writer:
+    """Passes two and three of one compilation."""
+
+    def __init__(
+        self, views: list[_View], workloads: list[tuple[WorkloadLike, str]], known: Known
+    ) -> None:
+        self._views = views
+        self._workloads = workloads
+        self._known = known
+        self._ids: dict[NameKind, dict[str, int]] = {}
+        self._last: dict[NameKind, int] = dict(known.last)
+        self._texts: dict[tuple[NameKind, int], str] = {}
+        self._entries: dict[Table, dict[bytes, bytes]] = {table: {} for table in Table if table is not Table.PROGRAMS}
+        self._programs: dict[str, Program] = {}
+        self._routes: dict[int, RouteInfo] = {}
+        self._rejections: list[Rejection] = []
+        self._clusters: Variants[ClusterDraft] = Variants()
+        self._infos: Variants[RouteInfo] = Variants()
+
+    def write(self) -> Intent:
+        for view in self._views:
+            usable = {name: d for name, d in view.clusters.items() if not d.features}
+            self._clusters.add(view.key, usable)
+        self._clusters.settle()
+        for view in self._views:
+            self._infos.add(view.key, self._route_infos(view))
+        self._infos.settle()
+        self._number()
+        self._write_endpoints()
+        self._write_clusters()
+        vhosts = [(view, table, self._table_id(view, table)) for view in self._views for table in view.tables.values()]
+        pending = self._draft_vhosts(vhosts)
+        self._write_tables(vhosts, pending)
+        for view in self._views:
+            self._write_services(view)
+        enrolled = self._write_workloads()
+        self._write_names()
+        programs = self._ids[NameKind.PROGRAM]
+        return Intent(
+            entries=self._entries,
+            programs={programs[d]: program for d, program in self._programs.items() if d in programs},
+            split=frozenset(
+                self._ids[NameKind.CLUSTER][key]
+                for key in self._clusters.split()
+                if key in self._ids[NameKind.CLUSTER]
+            ),
+            enrolled=enrolled,
+            routes=self._routes,
+            rejections=tuple(dict.fromkeys(self._rejections)),
+            known=self._next_known(),
+        )
+
+    # ---- routes by name ----
+
+    def _route_infos(self, view: _View) -> dict[str, RouteInfo]:
+        infos = {}
+        for table in view.tables.values():
+            for vhost in table.vhosts:
+                for draft_ in vhost.routes:
+                    infos[draft_.key] = self._info(view, table, vhost, draft_)
+        for service in view.services.tcp:
+            info = self._tcp_info(view, service)
+            view.tcp[service] = info
+            infos[info.key] = info
+        return infos
+
+    def _info(self, view: _View, table: TableDraft, vhost: VhostDraft, route: RouteDraft) -> RouteInfo:
+        features = list(route.features)
+        if vhost.matches is None:
+            features += ["capacity", vhost.over]
+        if table.refused:
+            features.append(table.refused)
+        features += self._cluster_features(view, (c.name for c in route.clusters))
+        found = tuple(dict.fromkeys(features))
+        return RouteInfo(
+            key=route.key,
+            host=vhost.name,
+            route=route.route.name,
+            match=route.match,
+            clusters=tuple((c.name, c.weight) for c in route.clusters),
+            where=Where.WAYPOINT if found else Where.KERNEL,
+            reason=n.REASON_LABELS[f.reason(found)] if found else "",
+            features=found,
+            source=route.route.source,
+        )
+
+    def _tcp_info(self, view: _View, service: TcpService) -> RouteInfo:
+        features = list(service.features) + self._cluster_features(view, (c.name for c in service.clusters))
+        if len(service.clusters) > n.WEIGHTS:
+            features += ["capacity", f"{len(service.clusters)} destinations, a service holds {n.WEIGHTS}"]
+        found = tuple(dict.fromkeys(features))
+        return RouteInfo(
+            key=f"tcp {service.address} {service.port}",
+            host=f"{service.address}:{service.port}",
+            route="tcp",
+            match="any connection",
+            clusters=tuple((c.name, c.weight) for c in service.clusters),
+            where=Where.WAYPOINT if found else Where.KERNEL,
+            reason=n.REASON_LABELS[f.reason(found)] if found else "",
+            features=found,
+        )
+
+    @staticmethod
+    def _cluster_features(view: _View, names: Iterable[str]) -> list[str]:
+        found = []
+        for name in names:
+            if name == PASSTHROUGH:
+                found.append("original-destination")
+            elif name in view.clusters:
+                found += view.clusters[name].features
+        return found
+
+    # ---- ids ----
+
+    def _number(self) -> None:
+        views = {view.key for view in self._views}
+        self._assign(NameKind.VIEW, views)
+        self._assign(NameKind.WORKLOAD, (_workload_key(w) for w, _ in self._workloads))
+        self._assign(NameKind.TABLE, (_table_key(view, t) for view in self._views for t in view.tables.values()))
+        self._assign(NameKind.CLUSTER, self._clusters.all())
+        self._assign(
+            NameKind.ENDPOINT, (target.key for d in self._clusters.all().values() for target in d.targets)
+        )
+        self._assign(NameKind.ROUTE, self._infos.all())
+        for kind in (NameKind.VIEW, NameKind.WORKLOAD, NameKind.TABLE):
+            for key, number in self._ids[kind].items():
+                self._texts[kind, number] = key
+        for variant, draft_ in self._clusters.all().items():
+            number_ = self._ids[NameKind.CLUSTER].get(variant)
+            if number_ is not None:
+                self._texts[NameKind.CLUSTER, number_] = variant
+                for target in draft_.targets:
+                    endpoint = self._ids[NameKind.ENDPOINT].get(target.key)
+                    if endpoint is not None:
+                        self._texts.setdefault((NameKind.ENDPOINT, endpoint), f"{target.key} {target.workload}".strip())
+
+    def _assign(self, kind: NameKind, wanted: Iterable[str]) -> None:
+        fits: list[str] = []
+        long: list[str] = []
+        for key in sorted(set(wanted)):
+            (fits if len(key.encode()) < n.NAME_TEXT else long).append(key)
+        done = assign(self._known.of(kind), self._last.get(kind, 0), fits, LIMITS[kind])
+        self._ids[kind], self._last[kind] = done.ids, done.last
+        for key in (*done.failed, *long):
+            limit = f"all {LIMITS[kind] - 1} numbers are in use" if key in done.failed else "the name is too long"
+            self._reject("", kind.name.lower(), key, limit, _HOME)
+
+    def _next_known(self) -> Known:
+        ids: dict[NameKind, dict[str, int]] = {}
+        for kind, assigned in self._ids.items():
+            ids[kind] = dict(assigned)
+            if kind in LASTING or kind is NameKind.ENDPOINT:
+                taken = set(assigned.values())
+                for key, number in self._known.of(kind).items():
+                    if key not in assigned and number not in taken:
+                        ids[kind][key] = number
+        return Known(ids, self._last)
+
+    # ---- records ----
+
+    def _write_endpoints(self) -> None:
+        ids = self._ids[NameKind.ENDPOINT]
+        numbers = set(ids.values())
+        for key, number in self._known.of(NameKind.ENDPOINT).items():
+            if number not in numbers:
+                self._put(Table.ENDPOINTS, number, _endpoint(key, live=False).pack())
+        for key, number in ids.items():
+            self._put(Table.ENDPOINTS, number, _endpoint(key, live=True).pack())
+
+    def _write_clusters(self) -> None:
+        endpoints = self._ids[NameKind.ENDPOINT]
+        for variant, draft_ in self._clusters.all().items():
+            number = self._ids[NameKind.CLUSTER].get(variant)
+            if number is None:
+                continue
+            missing = [target.key for target in draft_.targets if target.key not in endpoints]
+            if missing:
+                # Its routes would silently lose endpoints: they are punted instead.
+                self._reject("", "cluster", variant, f"no number for endpoint {missing[0]}", _HOME)
+                del self._ids[NameKind.CLUSTER][variant]
+                self._texts.pop((NameKind.CLUSTER, number), None)
+                continue
+            slot = slots(draft_.targets, endpoints)
+            record = Cluster(n=len(slot), lb=draft_.lb, turn=0, choices=2, live=1, slot=slot)
+            self._put(Table.CLUSTERS, number, record.pack())
+
+    def _draft_vhosts(
+        self, tables: list[tuple[_View, TableDraft, int]]
+    ) -> dict[tuple[str, str], list[tuple[VhostDraft, Program | None, Action]]]:
+        """Programs and direct actions of every virtual host; then the programs get their numbers."""
+        pending: dict[tuple[str, str], list[tuple[VhostDraft, Program | None, Action]]] = {}
+        titles: dict[str, str] = {}
+        for view, table, _ in tables:
+            rows: list[tuple[VhostDraft, Program | None, Action]] = []
+            for vhost in table.vhosts:
+                program, direct = self._vhost(view, vhost)
+                if program is not None:
+                    self._programs[program.digest] = program
+                    titles.setdefault(program.digest, vhost.name)
+                rows.append((vhost, program, direct))
+                self._report(view, table, vhost)
+            pending[view.key, table.name] = rows
+        self._assign(NameKind.PROGRAM, self._programs)
+        for name, number in self._ids[NameKind.PROGRAM].items():
+            self._texts[NameKind.PROGRAM, number] = f"{name} {titles[name]}"
+        return pending
+
+    def _vhost(self, view: _View, vhost: VhostDraft) -> tuple[Program | None, Action]:
+        matches = vhost.matches
+        if matches is None:
+            return None, Action(kind=ActionKind.PUNT, reason=Reason.CAPACITY)
+        if matches.image is None:
+            if matches.only is None:
+                return None, Action(kind=ActionKind.NONE)
+            return None, self._action(view, vhost.routes[matches.only].key)
+        actions = tuple(self._action(view, route.key) for route in vhost.routes)
+        return Program(digest(matches.image, actions), matches.image, actions), Action()
+
+    def _action(self, view: _View, key: str) -> Action:
+        """The action of a route (or TCP service) of a view, by the route's key."""
+        variant = self._infos.variant(view.key, key)
+        info = self._infos.all()[variant]
+        number = self._ids[NameKind.ROUTE].get(variant, 0)
+        if number:
+            self._routes[number] = info
+            self._texts[NameKind.ROUTE, number] = route_text(variant, info)
+        if info.where is not Where.KERNEL:
+            return Action(route=number, kind=ActionKind.PUNT, reason=f.reason(info.features))
+        to, total = [], 0
+        for name, weight in info.clusters:
+            total += weight if len(info.clusters) > 1 else 1
+            cluster = 0
+            if name in view.clusters:
+                found = self._ids[NameKind.CLUSTER].get(self._clusters.variant(view.key, name))
+                if found is None:
+                    return Action(route=number, kind=ActionKind.PUNT, reason=Reason.CAPACITY)
+                cluster = found
+            to.append(Weight(total, cluster))
+        return Action(route=number, kind=ActionKind.CLUSTERS, n=len(to), total=total, to=tuple(to))
+
+    def _write_tables(
+        self,
+        tables: list[tuple[_View, TableDraft, int]],
+        pending: Mapping[tuple[str, str], list[tuple[VhostDraft, Program | None, Action]]],
+    ) -> None:
+        programs = self._ids[NameKind.PROGRAM]
+        entries = self._entries[Table.VHOSTS]
+        for view, table, number in tables:
+            rows = pending[view.key, table.name]
+            hosts = sum(len(vhost.hosts) for vhost, _, _ in rows)
+            if not number or table.refused or len(entries) + hosts > n.VHOSTS:
+                reason = table.refused or (f"more than {n.VHOSTS} domains on this node" if number else "no number left")
+                self._reject(view.key, "route table", table.name, reason, _HOME)
+                continue
+            flags = n.TABLE_LIVE | (n.TABLE_IGNORE_PORT if table.ignore_port else 0)
+            for vhost, program, direct in rows:
+                record = Vhost(0, direct)
+                if program is not None:
+                    program_number = programs.get(program.digest)
+                    if program_number is None:
+                        record = Vhost(0, Action(kind=ActionKind.PUNT, reason=Reason.CAPACITY))
+                        self._reject(view.key, "virtual host", vhost.name, "no route program left", _HOME)
+                    else:
+                        record = Vhost(program_number, Action())
+                value = record.pack()
+                for host in vhost.hosts:
+                    flags |= n.TABLE_ANY if host == "*" else n.TABLE_WILD if host.startswith("*") else 0
+                    entries[VhostKey(number, host.encode()).pack()] = value
+            self._put(Table.TABLES, number, TableRecord(flags).pack())
+            for name, reason in table.unreachable:
+                self._reject(view.key, "domain", name, reason, _HOME)
+
+    def _write_services(self, view: _View) -> None:
+        number = self._ids[NameKind.VIEW].get(view.key, 0)
+        if not number:
+            return
+        for http in view.services.http:
+            table = self._table_id(view, view.tables[http.table])
+            self._service(view, http.address, http.port, Service(ServiceKind.HTTP, table))
+        for tcp in view.services.tcp:
+            action = self._action(view, view.tcp[tcp].key)
+            if action.kind == ActionKind.CLUSTERS:
+                self._service(view, tcp.address, tcp.port, Service(ServiceKind.TCP, 0, action))
+            else:
+                info = view.tcp[tcp]
+                reason = "; ".join(info.features) or n.REASON_LABELS[action.reason]
+                self._reject(view.key, "service", f"{tcp.address}:{tcp.port}", reason, _REFUSED)
+                self._service(view, tcp.address, tcp.port, Service(ServiceKind.REFUSE, 0, action))
+        for item in view.services.uncaptured:
+            if item.address:
+                self._reject(view.key, "service", f"{item.address}:{item.port}", item.reason, _REFUSED)
+                self._service(view, item.address, item.port, Service(ServiceKind.REFUSE))
+            else:
+                self._reject(view.key, "listener", item.listener, item.reason, _UNTOUCHED)
+
+    def _service(self, view: _View, ip: str, port: int, service: Service) -> None:
+        entries = self._entries[Table.SERVICES]
+        if len(entries) >= n.SERVICES:
+            self._reject(
+                view.key, "service", f"{ip}:{port}", f"more than {n.SERVICES} services on this node", _UNTOUCHED
+            )
+            return
+        key = ServiceKey(self._ids[NameKind.VIEW][view.key], port, _TCP, address(ip))
+        entries[key.pack()] = service.pack()
+
+    def _write_workloads(self) -> dict[str, int]:
+        enrolled = {}
+        for workload, view in self._workloads:
+            number = self._ids[NameKind.WORKLOAD].get(_workload_key(workload))
+            view_number = self._ids[NameKind.VIEW].get(view)
+            if number is None or view_number is None:
+                self._reject(view, "workload", workload.key, "no number left", "it is not enrolled")
+                continue
+            addresses = [address(ip) for ip in workload.ips]
+            four = next((a for a in addresses if family(a) == 4), NO_ADDRESS)
+            six = next((a for a in addresses if family(a) == 6), NO_ADDRESS)
+            self._put(Table.WORKLOADS, number, Workload(view_number, 0, four, six).pack())
+            enrolled[workload.key] = number
+        return enrolled
+
+    def _write_names(self) -> None:
+        entries = self._entries[Table.NAMES]
+        for kind in LASTING:
+            for key, number in self._known.of(kind).items():
+                entries[NameKey(kind, number).pack()] = NameText(key.encode()).pack()
+        for (kind, number), text in self._texts.items():
+            entries[NameKey(kind, number).pack()] = NameText(fitting(text)).pack()
+
+    # ---- odds and ends ----
+
+    def _report(self, view: _View, table: TableDraft, vhost: VhostDraft) -> None:
+        for route in vhost.routes:
+            info = self._infos.all()[self._infos.variant(view.key, route.key)]
+            if info.where is not Where.KERNEL:
+                name = f"{vhost.name} {info.match}"
+                self._reject(view.key, "route", name, "; ".join(info.features), _HOME, info.source)
+            for cluster, _weight in info.clusters:
+                if cluster not in view.clusters:
+                    reason = f"cluster {cluster} does not exist"
+                    effect = "requests that take it get 503"
+                    self._reject(view.key, "route", f"{vhost.name} {info.match}", reason, effect, info.source)
+
+    def _table_id(self, view: _View, table: TableDraft) -> int:
+        return self._ids[NameKind.TABLE].get(_table_key(view, table), 0)
+
+    def _put(self, table: Table, number: int, value: bytes) -> None:
+        self._entries[table][number.to_bytes(4, "little")] = value
+
+    def _reject(
+        self, view: str, kind: str, name: str, reason: str, effect: str, source: Source | None = None
+    ) -> None:
+        self._rejections.append(Rejection(view, kind, name, reason, effect, source))
+
+
+def _workload_key(workload: WorkloadLike) -> str:
+    """A workload that comes back with another address is another one: wires of the old one are not its own."""
+    return f"{workload.key} {','.join(workload.ips)}"
+
+
+def _table_key(view: _View, table: TableDraft) -> str:
+    return f"{table.name} @ {view.key}"
+
+
+def _endpoint(key: str, *, live: bool) -> Endpoint:
+    ip, port = endpoint_of(key)
+    packed = address(ip)
+    return Endpoint(packed, port, family(packed), int(live))
+
+
+def route_text(variant: str, info: RouteInfo) -> str:
+    """The name text of a route: JSON, short enough for the map by leaving out what explains, never what identifies."""
+    source = info.source
+    data: dict[str, object] = {"key": variant, "host": info.host, "route": info.route}
+    optional: list[tuple[str, object]] = [
+        ("where", info.where.value),
+        ("reason", info.reason),
+        ("source", source and [source.kind, source.namespace, source.name, source.rule, source.file, source.line]),
+        ("clusters", [list(item) for item in info.clusters]),
+        ("match", info.match),
+        ("features", list(info.features)),
+    ]
+    for name, value in optional:
+        if value:
+            longer = {**data, name: value}
+            if len(json.dumps(longer, separators=(",", ":")).encode()) < n.NAME_TEXT:
+                data = longer
+    return json.dumps(data, separators=(",", ":"))
+
+
+def fitting(text: str) -> bytes:
+    """A name text's bytes. Raises CapacityError rather than cutting an identity; callers check lengths before."""
+    data = text.encode()
+    if len(data) >= n.NAME_TEXT:
+        raise CapacityError(f"the name {text[:80]!r}... is longer than {n.NAME_TEXT - 1} bytes")
+    return data
+

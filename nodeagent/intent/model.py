@@ -1,0 +1,98 @@
+"""What a compilation yields: map entries, named decisions, and the ids to go on with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from nodeagent.abi.records import Action
+from nodeagent.cache.resources import Source
+from nodeagent.intent.ids import Known
+from nodeagent.intent.packing import Image, assemble
+
+
+class Table(StrEnum):
+    """The maps that the agent writes entry by entry; the value is the map's name."""
+
+    NAMES = "names"
+    WORKLOADS = "workloads"
+    SERVICES = "services"
+    TABLES = "tables"
+    VHOSTS = "vhosts"
+    PROGRAMS = "programs"
+    CLUSTERS = "clusters"
+    ENDPOINTS = "endpoints"
+
+
+class Where(StrEnum):
+    """Who decides the requests of a route."""
+
+    KERNEL = "kernel"
+    #: the kernel leaves them to the home peer: the waypoint, or home, which refuses what it cannot do
+    WAYPOINT = "waypoint"
+
+
+@dataclass(frozen=True, slots=True)
+class RouteInfo:
+    """A route as people know it; the text behind its id.
+
+    `clusters`: (cluster, weight); `features`: why it is not for the kernel; `key` is stable over edits of weights,
+    destinations and positions, so that counters go on.
+    """
+
+    key: str
+    host: str
+    route: str
+    match: str
+    clusters: tuple[tuple[str, int], ...]
+    where: Where
+    reason: str = ""
+    features: tuple[str, ...] = ()
+    source: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Something that is not carried into the kernel as asked: what, of which view, why, and what happens instead."""
+
+    view: str
+    kind: str
+    name: str
+    reason: str
+    effect: str
+    source: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A route program; its id's name text begins with `digest`, so it is never read back for comparison."""
+
+    digest: str
+    image: Image
+    actions: tuple[Action, ...]
+
+    def value(self) -> bytes:
+        """The map value, about 400 KiB; made when it is needed."""
+        return assemble(self.image, self.actions)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What the maps should hold, as bytes by map and key; programs apart, by id.
+
+    `split`: ids of clusters of which views hold different versions (see `plan`). `enrolled`: workload key -> id, for
+    the cgroups. Endpoints that are no longer wanted stay, marked as not live: an id keeps its address.
+    """
+
+    entries: Mapping[Table, Mapping[bytes, bytes]]
+    programs: Mapping[int, Program] = field(default_factory=dict)
+    split: frozenset[int] = frozenset()
+    enrolled: Mapping[str, int] = field(default_factory=dict)
+    routes: Mapping[int, RouteInfo] = field(default_factory=dict)
+    rejections: tuple[Rejection, ...] = ()
+    known: Known = field(default_factory=Known)
+
+    def counts(self) -> dict[str, int]:
+        """How many entries of each sort, for the status file."""
+        return {table.value: len(entries) for table, entries in self.entries.items()} | {"programs": len(self.programs)}
