@@ -2,8 +2,8 @@
 
 A test names its needs by a marker, `@pytest.mark.needs("root", "bpf")`; a tier's directory adds its own (`TIER_NEEDS`).
 A probe either returns or raises `Unavailable`, which says what is missing, why that was concluded, and what to do about
-it: the error decides the skip, and there is no other way to skip. `tests/conftest.py` turns it into a skip, or, in CI as
-root, into a failure when the capability is one that CI has to provide.
+it: the error decides the skip, and there is no other way to skip. `tests/conftest.py` turns it into a skip, or, in CI
+as root, into a failure when the capability is one that CI has to provide.
 """
 
 import ctypes.util
