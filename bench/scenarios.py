@@ -8,8 +8,8 @@ class Scenario:
     """One row group of the table.
 
     `service` is what the client connects to: "web" (HTTP, two endpoints on this node), "far" (the same on the other
-    node) or "tcp" (a port that is not HTTP). `load` says who asks and how: "requests" is wrk, with `mix` telling whether
-    requests change endpoint; "get", "put" and "slow" move large bodies.
+    node) or "tcp" (a port that is not HTTP). `load` says who asks and how: "requests" is wrk, with `mix` telling
+    whether requests change endpoint; "get", "put" and "slow" move large bodies.
     """
 
     name: str

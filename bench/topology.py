@@ -2,7 +2,7 @@
 
 The lab (underpass.lab) makes the nodes and, when the kernel's path is asked for, runs the mesh on them. The paths
 without a mesh have a client and servers of their own on the same bridges: the same veth pairs and the same hops, but no
-program of ours on any interface. Their names start with `upb`, so that what a killed run left can be removed by the next.
+program of ours on any interface. Their names start with `upb`, so that the next run can remove what a killed one left.
 """
 
 import contextlib
