@@ -85,9 +85,11 @@ class World:
                     return False
                 self.wire.append(response.data)
             case "hear" | "refuse":
+                refuse = step[0] == "refuse"
+                if refuse and not self.wire:
+                    self.step(("write",))
                 if not self.wire:
                     return False
-                refuse = step[0] == "refuse"
                 self.refused = self.refused or refuse
                 self.client.hear(self.wire.popleft(), refuse=refuse)
                 if not self.refused and not self.hurried:
