@@ -184,6 +184,9 @@ def main(argv: Sequence[str] = sys.argv[1:]) -> int:
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted; everything is taken down and no result was written", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
