@@ -289,6 +289,10 @@ class Program(Closable, Protocol):
         """
         ...
 
+    def runner(self, size: int) -> Callable[[bytes], int]:
+        """Test runs of packets of that size, quickly: a function from the packet to the return value."""
+        ...
+
 
 class Link(Closable, Protocol):
     """An attachment. It ends when the last descriptor and the last pin go."""

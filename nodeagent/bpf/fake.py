@@ -276,6 +276,10 @@ class FakeProgram:
             raise UnsupportedFeatureError(f"test run of {self.name}", "nobody said what it does")
         return self.plays(data, context)
 
+    def runner(self, size: int) -> Callable[[bytes], int]:
+        """See `Program.runner`."""
+        return lambda packet: self.test_run(packet).retval
+
 
 @dataclass
 class _Attachment:

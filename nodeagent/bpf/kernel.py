@@ -7,7 +7,7 @@ import fcntl
 import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -311,6 +311,20 @@ class KernelProgram(Descriptor):
         if result:
             raise from_errno(f"test run of {self.name}", -result)
         return TestRun(retval, packet, back, spent)
+
+    def runner(self, size: int) -> Callable[[bytes], int]:
+        """See `Program.runner`."""
+        run = libbpf.packet_runner(self._fd, size)
+
+        def call(packet: bytes) -> int:
+            if len(packet) != size:
+                raise SizeMismatchError(f"test run of {self.name}", f"packet of {len(packet)} bytes, not {size}")
+            result, retval = run(packet)
+            if result:
+                raise from_errno(f"test run of {self.name}", -result)
+            return retval
+
+        return call
 
 
 class KernelLink(Descriptor):

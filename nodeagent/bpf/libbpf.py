@@ -255,15 +255,13 @@ def map_create(
 def map_lookup(fd: int, key: bytes, room: int, flags: int = 0) -> bytes | int:
     """The value's bytes, or a negative errno."""
     buffer = c.create_string_buffer(room)
-    result = library().bpf_map_lookup_elem_flags(fd, key, buffer, flags)
-    return buffer.raw if result == 0 else int(result)
+    return library().bpf_map_lookup_elem_flags(fd, key, buffer, flags) or buffer.raw
 
 
 def map_pop(fd: int, key: bytes | None, room: int) -> bytes | int:
     """Looks up and deletes; queues and stacks have no key."""
     buffer = c.create_string_buffer(room)
-    result = library().bpf_map_lookup_and_delete_elem(fd, key, buffer)
-    return buffer.raw if result == 0 else int(result)
+    return library().bpf_map_lookup_and_delete_elem(fd, key, buffer) or buffer.raw
 
 
 def map_update(fd: int, key: bytes | None, value: bytes, flags: int = 0) -> int:
@@ -279,8 +277,7 @@ def map_delete(fd: int, key: bytes) -> int:
 def map_next_key(fd: int, key: bytes | None, size: int) -> bytes | int:
     """The next key's bytes, or a negative errno."""
     buffer = c.create_string_buffer(size)
-    result = library().bpf_map_get_next_key(fd, key, buffer)
-    return buffer.raw if result == 0 else int(result)
+    return library().bpf_map_get_next_key(fd, key, buffer) or buffer.raw
 
 
 def map_lookup_batch(
@@ -417,42 +414,47 @@ def test_run(
     return result, opts.retval, packet.raw[:size], out.raw if out else b"", opts.duration
 
 
-# ---- clsact ----
+def packet_runner(fd: int, size: int) -> Callable[[bytes], tuple[int, int]]:
+    """A test run of one packet of always the same size, in memory kept for it: (result, retval). For one thread."""
+    packet = c.create_string_buffer(size)
+    opts = _opts(_TestRunOpts(data_in=c.addressof(packet), data_size_in=size, repeat=1))
+    run, at = library().bpf_prog_test_run_opts, c.byref(opts)
+
+    def call(data: bytes) -> tuple[int, int]:
+        packet.raw = data
+        opts.data_size_out = 0
+        return run(fd, at), opts.retval
+
+    return call
+
 
 TC_HANDLE, TC_PRIORITY = 0x75, 0x7500  # our one filter on a hook: "u", after whatever a CNI put at low numbers
 
 
-def _tc_hook(ifindex: int, egress: bool) -> c.Structure:
-    return _opts(_TcHook(ifindex=ifindex, attach_point=2 if egress else 1))
+def _tc(name: str, ifindex: int, egress: bool, fields: Mapping[str, int]) -> tuple[int, _TcOpts]:
+    hook = _opts(_TcHook(ifindex=ifindex, attach_point=2 if egress else 1))
+    if name == "attach":
+        created = int(library().bpf_tc_hook_create(c.byref(hook)))
+        if created not in (0, -errno.EEXIST):
+            return created, _TcOpts()
+    opts = _TcOpts(handle=TC_HANDLE, priority=TC_PRIORITY, **fields)
+    return int(getattr(library(), f"bpf_tc_{name}")(c.byref(hook), c.byref(_opts(opts)))), opts
 
 
 def tc_attach(ifindex: int, egress: bool, program_fd: int) -> int:
     """Adds clsact if need be, and adds or replaces our filter."""
-    lib = library()
-    hook = _tc_hook(ifindex, egress)
-    result = int(lib.bpf_tc_hook_create(c.byref(hook)))
-    if result not in (0, -errno.EEXIST):
-        return result
-    opts = _opts(_TcOpts(prog_fd=program_fd, flags=1, handle=TC_HANDLE, priority=TC_PRIORITY))
-    return int(lib.bpf_tc_attach(c.byref(hook), c.byref(opts)))
+    return _tc("attach", ifindex, egress, {"prog_fd": program_fd, "flags": 1})[0]
 
 
 def tc_query(ifindex: int, egress: bool) -> int:
     """Program id in our filter, or a negative errno (-ENOENT or -EINVAL when there is none)."""
-    hook = _tc_hook(ifindex, egress)
-    opts = _opts(_TcOpts(handle=TC_HANDLE, priority=TC_PRIORITY))
-    result = int(library().bpf_tc_query(c.byref(hook), c.byref(opts)))
+    result, opts = _tc("query", ifindex, egress, {})
     return result or int(opts.prog_id)
 
 
 def tc_detach(ifindex: int, egress: bool) -> int:
     """0 or a negative errno."""
-    hook = _tc_hook(ifindex, egress)
-    opts = _opts(_TcOpts(handle=TC_HANDLE, priority=TC_PRIORITY))
-    return int(library().bpf_tc_detach(c.byref(hook), c.byref(opts)))
-
-
-# ---- ring buffers ----
+    return _tc("detach", ifindex, egress, {})[0]
 
 
 class RingHandle:

@@ -41,7 +41,7 @@ SLOTS: tuple[Slot, ...] = (
     Slot("connect4", "up_connect4", AttachType.CGROUP_INET4_CONNECT, "cgroup"),
     Slot("connect6", "up_connect6", AttachType.CGROUP_INET6_CONNECT, "cgroup"),
 )
-"""In the order of attaching. Every prefix is safe: no connection is sent home before what follows it is in its place."""
+"""In the order of attaching. Every prefix is safe: no connection is sent home before what follows it is in place."""
 
 HOME_SLOTS: tuple[Slot, ...] = tuple(slot for slot in SLOTS if slot.name == "sockops")
 """Home's own cgroup: its upstreams must be recognised when they are established."""

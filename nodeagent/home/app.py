@@ -1,0 +1,346 @@
+"""`underpass-home`: one process and one thread per node.
+
+It needs what an agent has pinned, and waits for that; after that no agent is needed for it to serve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from nodeagent.abi.codec import offset_of
+from nodeagent.abi.numbers import ABI_VERSION, EventType
+from nodeagent.abi.records import Event
+from nodeagent.bpf import features
+from nodeagent.bpf.abc import Kernel, Map
+from nodeagent.bpf.errors import BpfError, NotPinnedError
+from nodeagent.bpf.kernel import LinuxKernel
+from nodeagent.core.decide import MAPS as DECISION_MAPS
+from nodeagent.core.decide import Decider
+from nodeagent.core.libcore import Core
+from nodeagent.errors import AgentError, SettingsError
+from nodeagent.home.clients import Clients
+from nodeagent.home.control import Control
+from nodeagent.home.loop import IN, Loop
+from nodeagent.home.pods import Pods
+from nodeagent.home.stats import Stats
+from nodeagent.home.stock import Limits
+from nodeagent.home.sweep import Sweep
+from nodeagent.home.upstreams import Upstreams
+from nodeagent.node.attach import Attacher
+from nodeagent.node.paths import NodePaths
+from nodeagent.node.programs import CONTROL, HOME_SLOTS, Loaded, recover
+from nodeagent.node.registry import Registry
+
+log = logging.getLogger("underpass.home")
+
+MAPS = (*DECISION_MAPS, "config", "cgroup_workload", "conns", "stocks", "events", "sockets", "home_stats")
+_VERSION, _GENERATION, _HOME = (offset_of("up_config", n) for n in ("version", "generation", "home_generation"))
+_DEFAULT_MSS = 1360
+"""Fits into every endpoint's segments even behind IPv6 on an overlay of 1450 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line says. listen: home addresses; none where an Envoy is the home peer."""
+
+    node: str
+    listen: tuple[tuple[str, int], ...]
+    run_dir: Path | None
+    bpffs: Path | None
+    mss: int
+    drain: float
+    verbose: bool
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`IP:PORT`, an IPv6 address in brackets. SettingsError."""
+    host, _, port = text.rpartition(":")
+    try:
+        address = str(ip_address(host.removeprefix("[").removesuffix("]")))
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError(f"{port!r} is no port")
+    except ValueError as cause:
+        raise SettingsError(f"--listen {text}", str(cause), "write 10.0.0.1:15001 or [fd00::1]:15001") from None
+    return address, int(port)
+
+
+def parse_arguments(arguments: Sequence[str]) -> Settings:
+    """Reads the command line. SettingsError, or SystemExit from argparse."""
+    parser = argparse.ArgumentParser(prog="underpass-home", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--node", default="node-1", help="name of this node (node-1)")
+    parser.add_argument(
+        "--listen", action="append", default=[], metavar="IP:PORT", help="home address; may be repeated"
+    )
+    parser.add_argument("--run-dir", type=Path, help="directory of the node (/run/underpass/NODE)")
+    parser.add_argument("--bpffs", type=Path, help="the node's pins (<bpffs>/underpass/NODE)")
+    parser.add_argument("--mss", type=int, default=_DEFAULT_MSS, help=f"largest segment of clients ({_DEFAULT_MSS})")
+    parser.add_argument(
+        "--drain", type=float, default=5.0, metavar="S", help="longest wait for requests at the end (5)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="log more")
+    given = parser.parse_args(arguments)
+    if not 536 <= given.mss <= 9000 and given.mss != 0:
+        raise SettingsError(f"--mss {given.mss}", "not between 536 and 9000", "0 leaves it to the interface")
+    if not given.node or "/" in given.node or "." in given.node:
+        raise SettingsError(f"--node {given.node!r}", "a name without slashes and dots is needed")
+    listen = tuple(parse_address(text) for text in given.listen)
+    return Settings(given.node, listen, given.run_dir, given.bpffs, given.mss, given.drain, given.verbose)
+
+
+class Home:
+    """The process's parts, put together."""
+
+    def __init__(self, settings: Settings, kernel: Kernel, paths: NodePaths, pinned: Loaded, core: Core) -> None:
+        self._settings, self._paths = settings, paths
+        maps: Mapping[str, Map] = pinned.maps
+        self._config = maps["config"]
+        self.generation = self._claim_generation()
+        self.loop = Loop()
+        self._control = Control(pinned.programs[CONTROL])
+        self.pods = Pods(Registry(paths.workloads), maps["cgroup_workload"], self._pod_gone)
+        self.upstreams = Upstreams(self.loop, maps, self._control, self.pods, self.generation, Limits())
+        self.stats = Stats(maps["home_stats"])
+        self._decider = Decider(core, kernel, maps, lambda: random.getrandbits(32))
+        self.clients = Clients(self.loop, maps, self._control, self.pods, core, self._decider, self.stats)
+        self.sweep = Sweep(maps["conns"], self._control, self.upstreams, self.generation)
+        self._ring = kernel.ring(maps["events"])
+        self._seen_generation = -1
+        self._draining_until = 0.0
+
+    def _claim_generation(self) -> int:
+        """Makes the upstreams of all predecessors recognisable as such."""
+        value = self._read_config()
+        version = int.from_bytes(value[_VERSION : _VERSION + 4], "little")
+        if version != ABI_VERSION:
+            raise BpfError("config map", f"ABI version {version}, not {ABI_VERSION}", "restart the agent of this build")
+        generation = (int.from_bytes(value[_HOME : _HOME + 4], "little") + 1) & 0xFFFFFFFF or 1
+        self._write_generation(value, generation)
+        return generation
+
+    def _read_config(self) -> bytes:
+        value = self._config.lookup(bytes(4))
+        assert value is not None, "an array's first value exists"
+        return value
+
+    def _write_generation(self, value: bytes, generation: int) -> None:
+        self._config.update(bytes(4), value[:_HOME] + generation.to_bytes(4, "little") + value[_HOME + 4 :])
+
+    def _pod_gone(self, workload: int) -> None:
+        self.upstreams.pod_gone(workload)
+
+    def serve(self) -> None:
+        """Runs until SIGTERM or SIGINT, and then until requests under way are answered or time is up."""
+        wake, waker = socket.socketpair()
+        wake.setblocking(False)
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        self.loop.add(wake.fileno(), IN, lambda _: self._signalled(wake))
+        self.loop.add(self._ring.fd, IN, lambda _: self._events())
+        self._watch()
+        for address, port in self._settings.listen:
+            self.clients.listen(address, port, self._settings.mss)
+        self.sweep.begin()
+        self.loop.call_every(0.1, self._watch)
+        self.loop.call_every(0.05, self._often)
+        self.loop.call_every(1.0, self._seldom)
+        self.loop.call_every(30.0, self.sweep.begin)
+        self._write_status()
+        log.info("ready: node %s, home generation %d", self._settings.node, self.generation)
+        try:
+            self.loop.run()
+        finally:
+            signal.set_wakeup_fd(-1)
+            self.stats.flush()
+            self.clients.close()
+            self._ring.close()
+            self.pods.close()
+            self.loop.close()
+            (self._paths.run / "home.json").unlink(missing_ok=True)
+
+    def _signalled(self, wake: socket.socket) -> None:
+        wake.recv(64)
+        if self._draining_until:
+            self.loop.stop()
+            return
+        log.info("draining: %d requests under way", self.clients.busy)
+        self._draining_until = self.loop.now + self._settings.drain
+        self.clients.stop_listening()
+        self.upstreams.drain()
+        self.loop.call_every(0.02, self._drained)
+
+    def _drained(self) -> None:
+        if not self.clients.busy or self.loop.now >= self._draining_until:
+            self.loop.stop()
+
+    def _events(self) -> None:
+        wanted: dict[tuple[int, int], Event] = {}
+        for record in self._ring.drain(4096):
+            event = Event.unpack(record)
+            if event.type == EventType.CLOSED:
+                self.clients.on_closed(event.tuple.pack(), event.cookie)
+            elif event.type == EventType.DEAD:
+                self.upstreams.dead(event.tuple.pack(), event.cookie)
+            elif event.type == EventType.WANT:
+                wanted[event.workload, event.endpoint] = event
+        for event in wanted.values():
+            self.upstreams.want(event)
+            if event.cluster:
+                self.upstreams.warm(event.workload, self._decider.members(event.cluster))
+
+    def _watch(self) -> None:
+        """Looks whether the registry or the configuration changed."""
+        self.pods.poll()
+        value = self._read_config()
+        if int.from_bytes(value[_HOME : _HOME + 4], "little") != self.generation:
+            self._write_generation(value, self.generation)  # an agent wrote the whole value while we did
+        generation = int.from_bytes(value[_GENERATION : _GENERATION + 4], "little")
+        if generation != self._seen_generation:
+            self._seen_generation = generation
+            self.upstreams.recheck()
+
+    def _often(self) -> None:
+        self.clients.forget_closed()
+        self.sweep.step()
+
+    def _seldom(self) -> None:
+        self.upstreams.tick()
+        self.clients.expire()
+        self.stats.flush()
+        self._write_status()
+
+    def _write_status(self) -> None:
+        """For `underpass status`: a JSON file beside the registry."""
+        requests, refused = self.stats.totals()
+        status = {
+            "pid": os.getpid(),
+            "node": self._settings.node,
+            "generation": self.generation,
+            "time": time.time(),
+            "listen": [f"[{a}]:{p}" if ":" in a else f"{a}:{p}" for a, p in self._settings.listen],
+            "workloads": sorted(pod.key for pod in self.pods.by_id.values()),
+            "requests": requests,
+            "refused": refused,
+            "faults": self.loop.faults,
+            "stale": self.sweep.found,
+            "upstreams": self.upstreams.counts(),
+            "clients": self.clients.counts(),
+        }
+        path = self._paths.run / "home.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(status) + "\n", encoding="utf-8")
+        temporary.rename(path)
+
+
+def wait_for_agent(kernel: Kernel, paths: NodePaths) -> Loaded:
+    """What the agent has pinned, as soon as it has."""
+    programs = (CONTROL, *(slot.program for slot in HOME_SLOTS))
+    told = 0.0
+    while True:
+        try:
+            pinned = recover(kernel, paths, MAPS, programs)
+        except NotPinnedError as missing:
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
+                log.info("waiting for the agent of node %s: %s", paths.node, missing)
+            time.sleep(0.1)
+            continue
+        config = pinned.maps["config"].lookup(bytes(4))
+        if config is not None and int.from_bytes(config[_VERSION : _VERSION + 4], "little"):
+            return pinned
+        pinned.close()  # the maps are there, the agent has not configured them yet
+        time.sleep(0.1)
+
+
+def join_cgroup(cgroup: Path) -> None:
+    """Moves this process into home's cgroup, where its upstreams are recognised."""
+    try:
+        cgroup.mkdir(parents=True, exist_ok=True)
+        (cgroup / "cgroup.procs").write_text(f"{os.getpid()}\n", encoding="ascii")
+    except OSError as cause:
+        raise SettingsError(f"cgroup {cgroup}", str(cause), "run as root, with cgroup v2 mounted") from cause
+
+
+def lock(path: Path) -> int:
+    """Takes the node's home lock for the process's life: two homes would fight over generations. SettingsError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SettingsError(f"lock {path}", "another home of this node is running", "stop it first") from None
+    except OSError as cause:
+        raise SettingsError(f"lock {path}", str(cause), "choose another --run-dir") from cause
+    return fd
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as the hard limit grants: one for each client and each upstream."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        wanted = max(hard, 1 << 18)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    except (OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def run(settings: Settings) -> None:
+    """Sets up and serves."""
+    paths = NodePaths.of(
+        settings.node, features.bpffs(), features.cgroup2(), run=settings.run_dir, bpffs=settings.bpffs
+    )
+    held = lock(paths.run / "home.lock")
+    try:
+        raise_descriptor_limit()
+        core = Core()
+        kernel = LinuxKernel()
+        join_cgroup(paths.home_cgroup)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until `serve` has its own
+        pinned = wait_for_agent(kernel, paths)
+        for repair in Attacher(kernel, paths, pinned.programs).attach_home():
+            log.info("attached %s to home's cgroup (%s)", repair.slot, repair.why)
+        Home(settings, kernel, paths, pinned, core).serve()
+    finally:
+        os.close(held)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Status 2: the command line; 1: anything else that keeps it from serving."""
+    try:
+        settings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        logging.basicConfig(
+            level=logging.DEBUG if settings.verbose else logging.INFO,
+            format="%(asctime)s %(levelname)s %(name)s %(message)s",
+            stream=sys.stderr,
+        )
+        run(settings)
+    except SettingsError as error:
+        sys.exit(_complain(error, 2))
+    except AgentError as error:
+        sys.exit(_complain(error, 1))
+    except OSError as error:
+        sys.exit(_complain(error, 1))
+
+
+def _complain(error: Exception, status: int) -> int:
+    print(f"underpass-home: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,537 @@
+"""Home connections: accepted by the thousand, mostly never heard of again (the kernel lends their clients wires).
+
+A connection costs one object and one epoll entry until bytes arrive; then it gets a `Relay` and, per request, a leg: a
+connection of our own to the chosen endpoint, out of the workload's namespace. Legs are kept for a short while.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from nodeagent.abi.codec import offset_of
+from nodeagent.abi.numbers import CF_UNSYNCED
+from nodeagent.bpf.abc import Map
+from nodeagent.bpf.errors import BpfError
+from nodeagent.core.decide import Decider, Decision
+from nodeagent.core.libcore import Core, HeadReader, ResponseReader
+from nodeagent.home.control import Control, packed, tuple_key
+from nodeagent.home.loop import ERROR, IN, OUT, Loop, Timer
+from nodeagent.home.pipes import HIGH, WORTH, Outlet
+from nodeagent.home.pods import Pods, start_connect
+from nodeagent.home.relay import Close, Command, Count, Forward, Open, Relay, Release, Send, Sync, refusal
+from nodeagent.home.upstreams import RESET, Pair
+
+if TYPE_CHECKING:
+    from nodeagent.home.stats import Stats
+
+log = logging.getLogger("underpass.home")
+
+_CHUNK = 1 << 16
+_BACKLOG = 4096
+_FREEBIND = 15  # IP_FREEBIND, also for IPv6 sockets
+_ACCEPTS = 256  # at one wake-up, so that others get their turn
+_CONNECT_TIMEOUT = 3.0
+_HEAD_TIMEOUT = 60.0
+_LINGER = 2.0
+_LEGS_KEPT, _LEG_IDLE = 8, 3.0  # below the shortest keep-alive of common servers (Node.js: 5 s)
+_GRACE, _GRACE_ROOM = 1.0, 16384
+_FLAGS, _WORKLOAD, _TABLE, _COOKIE = (offset_of("up_conn", name) for name in ("flags", "workload", "table", "cookie"))
+
+
+class Leg:
+    """A connection to an endpoint. client: who uses it now."""
+
+    __slots__ = ("client", "connected", "mask", "out", "pair", "sock", "timer")
+
+    def __init__(self, sock: socket.socket, pair: Pair, client: Client) -> None:
+        self.sock, self.pair = sock, pair
+        self.client: Client | None = client
+        self.connected = False
+        self.mask = OUT
+        self.out = Outlet(sock)
+        self.timer: Timer | None = None
+
+
+class Client:
+    """One home connection. key: its tuple as the pod sees it."""
+
+    __slots__ = ("deadline", "key", "leg", "lingering", "mask", "out", "relay", "sock", "table", "workload")
+
+    def __init__(self, sock: socket.socket, key: bytes) -> None:
+        self.sock, self.key = sock, key
+        self.mask = IN
+        self.relay: Relay | None = None
+        self.out: Outlet | None = None
+        self.leg: Leg | None = None
+        self.workload = self.table = 0
+        self.lingering = False
+        self.deadline = 0.0
+
+
+class Clients:
+    """All home connections, and the legs behind them."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        maps: Mapping[str, Map],
+        control: Control,
+        pods: Pods,
+        core: Core,
+        decider: Decider,
+        stats: Stats,
+    ) -> None:
+        self._loop, self._conns, self._control, self._pods = loop, maps["conns"], control, pods
+        self._core, self._decider, self._stats = core, decider, stats
+        self._reader = HeadReader(core)
+        self._listeners: list[socket.socket] = []
+        self._by_key: dict[bytes, Client] = {}
+        self._waiting: dict[Client, None] = {}  # those with a deadline
+        self._legs: dict[Pair, list[Leg]] = {}
+        self._closed: deque[tuple[float, bytes, int]] = deque()
+        self.accepted = self.requests = self.syncs = 0
+
+    # ---- listening ----
+
+    def listen(self, address: str, port: int, mss: int) -> None:
+        """Listens at a home address. mss: largest segment asked of clients, 0: the interface's. OSError."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # the bridge may get its address, or IPv6 be done with checking it for duplicates, after us
+            listener.setsockopt(socket.IPPROTO_IP, _FREEBIND, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if mss:
+                # the kernel's segments go on to endpoints as they are, so none may be larger than any endpoint takes
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
+            listener.bind((address, port))
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        own = packed(address)
+        self._listeners.append(listener)
+        self._loop.add(listener.fileno(), IN, lambda _: self._accept(listener, own, port))
+
+    def stop_listening(self) -> None:
+        """Takes no more connections."""
+        for listener in self._listeners:
+            self._loop.remove(listener.fileno())
+            listener.close()
+        self._listeners.clear()
+
+    def _accept(self, listener: socket.socket, own: bytes, port: int) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, peer = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as cause:
+                if cause.errno in (errno.EMFILE, errno.ENFILE):
+                    log.error("no descriptors left for home connections: %s", cause)
+                return
+            client = Client(sock, tuple_key(packed(peer[0]), peer[1], own, port))
+            self.accepted += 1
+            self._by_key[client.key] = client
+            self._loop.add(sock.fileno(), IN, lambda mask, c=client: self._on_client(c, mask))  # type: ignore[misc]
+
+    # ---- clients ----
+
+    def _on_client(self, client: Client, mask: int) -> None:
+        if client.lingering:
+            self._linger(client, mask)
+            return
+        try:
+            if mask & OUT and client.out is not None:
+                client.out.flush()
+            if mask & IN:
+                self._read_client(client)
+            elif mask & ERROR:
+                self._client_gone(client)
+                return
+        except OSError:
+            self._client_gone(client)
+            return
+        self._settle(client)
+
+    def _read_client(self, client: Client) -> None:
+        relay, leg = client.relay, client.leg
+        if relay is not None and leg is not None and relay.left >= WORTH and not leg.out.pending:
+            try:
+                moved = leg.out.splice_from(client.sock.fileno(), relay.left)
+            except BlockingIOError:
+                return
+            except OSError:
+                if client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    raise
+                self._run(client, relay.endpoint_eof())
+                return
+            if moved:
+                relay.client_passed(moved)
+            else:
+                self._run(client, relay.client_eof())
+            return
+        try:
+            data = client.sock.recv(_CHUNK, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        if relay is None:
+            if not data:
+                self._forget_client(client)
+                return
+            relay = self._begin(client)
+            if relay is None:
+                return
+        self._run(client, relay.client_received(data) if data else relay.client_eof())
+
+    def _begin(self, client: Client) -> Relay | None:
+        """The first bytes: whose are they, and by which route table? None: refused."""
+        client.sock.setblocking(False)
+        client.out = Outlet(client.sock)
+        entry = self._conns.lookup(client.key)
+        if entry is None:
+            # a stranger, or a client for which the table of connections had no room: nobody knows its rules
+            client.out.send(refusal(503, "unknown-connection", close=True))
+            self._stats.count(0, True)
+            self._start_lingering(client)
+            return None
+        client.workload = int.from_bytes(entry[_WORKLOAD : _WORKLOAD + 4], "little")
+        client.table = int.from_bytes(entry[_TABLE : _TABLE + 4], "little")
+        client.relay = Relay(
+            self._reader.parse,
+            lambda: self._decider.decide(self._reader, client.table),
+            ResponseReader(self._core),
+            self._core.reason_name,
+        )
+        return client.relay
+
+    def _client_gone(self, client: Client) -> None:
+        if client.relay is not None:
+            self._run(client, client.relay.client_gone())
+        self._forget_client(client)
+
+    def _forget_client(self, client: Client) -> None:
+        """Closes the socket and drops all that refers to it; twice is harmless."""
+        if client.sock.fileno() < 0:
+            return
+        self._loop.remove(client.sock.fileno())
+        client.sock.close()
+        if client.out is not None:
+            client.out.close()
+        if self._by_key.get(client.key) is client:
+            del self._by_key[client.key]
+        self._waiting.pop(client, None)
+        if client.leg is not None:
+            self._drop_leg(client.leg)
+            client.leg = None
+
+    def _start_lingering(self, client: Client) -> None:
+        """All is said: close, but not with bytes unread, for the reset would overtake the answer."""
+        client.lingering = True
+        self._linger(client, 0)
+
+    def _linger(self, client: Client, mask: int) -> None:
+        assert client.out is not None
+        try:
+            if mask & ERROR:
+                self._forget_client(client)
+                return
+            if client.out.pending or not client.deadline:
+                client.out.flush()
+                self._wait(client, _LINGER if not client.out.pending else _HEAD_TIMEOUT)
+                if not client.out.pending:
+                    client.sock.shutdown(socket.SHUT_WR)
+            while mask & IN:
+                data = client.sock.recv(_CHUNK, socket.MSG_DONTWAIT)
+                if not data:
+                    self._forget_client(client)
+                    return
+                if len(data) < _CHUNK:
+                    break
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._forget_client(client)
+            return
+        self._watch_client(client, IN | (OUT if client.out.pending else 0))
+
+    def _wait(self, client: Client, seconds: float) -> None:
+        client.deadline = self._loop.now + seconds
+        self._waiting[client] = None
+
+    def _settle(self, client: Client) -> None:
+        """After each event: watches whom to read, who has bytes to take, and who is slow with its head."""
+        relay = client.relay
+        if relay is None or client.out is None or client.lingering or client.sock.fileno() < 0:
+            return
+        leg = client.leg
+        mask = OUT if client.out.pending else 0
+        if relay.wants_client and (leg is None or leg.out.pending < HIGH) and client.out.pending < HIGH:
+            mask |= IN
+        self._watch_client(client, mask)
+        if leg is not None and leg.connected:
+            wanted = OUT if leg.out.pending else 0
+            if relay.wants_endpoint and client.out.pending < HIGH:
+                wanted |= IN
+            self._watch_leg(leg, wanted)
+        if relay.wants_client and not relay.between_requests and leg is None:
+            if not client.deadline:
+                self._wait(client, _HEAD_TIMEOUT)
+        elif client.deadline:
+            client.deadline = 0.0
+            self._waiting.pop(client, None)
+
+    def _watch_client(self, client: Client, mask: int) -> None:
+        if mask != client.mask:
+            client.mask = mask
+            self._loop.change(client.sock.fileno(), mask)
+
+    def _watch_leg(self, leg: Leg, mask: int) -> None:
+        if mask != leg.mask:
+            leg.mask = mask
+            self._loop.change(leg.sock.fileno(), mask)
+
+    # ---- carrying out ----
+
+    def _run(self, client: Client, commands: list[Command]) -> None:
+        """Carries commands out in order; those that new happenings yield come behind them."""
+        queue = deque(commands)
+        while queue:
+            command = queue.popleft()
+            if isinstance(command, Send):
+                assert client.out is not None
+                client.out.send(command.data)
+            elif isinstance(command, Forward):
+                queue.extend(self._forward(client, command.data))
+            elif isinstance(command, Sync):
+                self._sync(client, command)
+            elif isinstance(command, Count):
+                self.requests += 1
+                self._stats.count(command.route, command.refused)
+            elif isinstance(command, Open):
+                assert isinstance(command.decision, Decision)
+                queue.extend(self._open(client, command.decision, command.fresh))
+            elif isinstance(command, Release):
+                self._release(client, command.reusable)
+            elif isinstance(command, Close):
+                self._close(client, command.abort)
+
+    def _forward(self, client: Client, data: bytes) -> list[Command]:
+        if client.leg is None or client.relay is None:
+            return []
+        try:
+            client.leg.out.send(data)
+        except OSError:
+            return client.relay.endpoint_eof()
+        return []
+
+    def _sync(self, client: Client, command: Sync) -> None:
+        entry = self._conns.lookup(client.key)
+        if entry is not None and entry[_FLAGS] & CF_UNSYNCED:
+            self._control.sync(client.key, command.received, command.sent)
+            self.syncs += 1
+
+    def _close(self, client: Client, abort: bool) -> None:
+        if abort:
+            try:
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            except OSError:
+                pass  # it is closed anyway
+            self._forget_client(client)
+        elif client.sock.fileno() >= 0:
+            self._start_lingering(client)
+
+    # ---- legs ----
+
+    def _open(self, client: Client, decision: Decision, fresh: bool) -> list[Command]:
+        relay = client.relay
+        assert relay is not None
+        pair = (client.workload, decision.endpoint)
+        kept = self._legs.get(pair)
+        if kept and not fresh:
+            leg = kept.pop()
+            leg.client = client
+            if leg.timer is not None:
+                leg.timer.cancel()
+            client.leg = leg
+            return relay.endpoint_opened()
+        pod, address = self._pods.by_id.get(client.workload), decision.address
+        if pod is None or address is None:
+            return relay.endpoint_failed("unknown-workload")
+        try:
+            sock = self._pods.sockets(pod, address, 1)[0]
+        except (OSError, BpfError) as cause:
+            log.warning("no connection of %s to endpoint %d: %s", pod.key, decision.endpoint, cause)
+            return relay.endpoint_failed("connect-failed")
+        try:
+            start_connect(sock, address)
+        except OSError:
+            sock.close()
+            return relay.endpoint_failed("connect-failed")
+        leg = client.leg = Leg(sock, pair, client)
+        leg.timer = self._loop.call_later(_CONNECT_TIMEOUT, lambda: self._leg_failed(leg, "connect-timeout"))
+        self._loop.add(sock.fileno(), OUT, lambda mask: self._on_leg(leg, mask))
+        return []
+
+    def _on_leg(self, leg: Leg, mask: int) -> None:
+        client = leg.client
+        if client is None or client.relay is None:
+            self._drop_leg(leg)  # a kept one has ended, or speaks unasked
+            return
+        if not leg.connected:
+            self._leg_connected(leg, client, client.relay)
+        else:
+            self._leg_event(leg, client, client.relay, mask)
+        self._settle(client)
+
+    def _leg_connected(self, leg: Leg, client: Client, relay: Relay) -> None:
+        if leg.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._leg_failed(leg, "connect-failed")
+            return
+        if leg.timer is not None:
+            leg.timer.cancel()
+        leg.connected = True
+        self._run(client, relay.endpoint_opened())
+
+    def _leg_failed(self, leg: Leg, name: str) -> None:
+        client = leg.client
+        if client is None or client.leg is not leg or client.relay is None:
+            return
+        self._drop_leg(leg)
+        client.leg = None
+        self._run(client, client.relay.endpoint_failed(name))
+        self._settle(client)
+
+    def _leg_event(self, leg: Leg, client: Client, relay: Relay, mask: int) -> None:
+        assert client.out is not None
+        try:
+            if mask & OUT:
+                leg.out.flush()
+            if not mask & (IN | ERROR):
+                return
+            if relay.body_ahead >= WORTH and not client.out.pending:
+                moved = self._splice_response(leg, client, relay)
+                if moved:
+                    self._run(client, relay.endpoint_passed(moved))
+                    return
+                data = b""
+            else:
+                data = leg.sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        try:
+            self._run(client, relay.endpoint_received(data) if data else relay.endpoint_eof())
+        except OSError:
+            self._client_gone(client)
+
+    def _splice_response(self, leg: Leg, client: Client, relay: Relay) -> int:
+        assert client.out is not None
+        try:
+            return client.out.splice_from(leg.sock.fileno(), relay.body_ahead)
+        except BlockingIOError:
+            raise
+        except OSError:
+            if client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self._client_gone(client)
+                raise BlockingIOError from None  # nothing more to do for this event
+            return 0
+
+    def _release(self, client: Client, reusable: bool) -> None:
+        leg, client.leg = client.leg, None
+        if leg is None:
+            return
+        kept = self._legs.setdefault(leg.pair, [])
+        if not reusable or leg.out.pending or len(kept) >= _LEGS_KEPT:
+            self._drop_leg(leg)
+            return
+        leg.client = None
+        leg.timer = self._loop.call_later(_LEG_IDLE, lambda: self._drop_leg(leg))
+        kept.append(leg)
+        self._watch_leg(leg, IN)
+
+    def _drop_leg(self, leg: Leg) -> None:
+        if leg.sock.fileno() < 0:
+            return
+        if leg.timer is not None:
+            leg.timer.cancel()
+        self._loop.remove(leg.sock.fileno())
+        leg.sock.close()
+        leg.out.close()
+        kept = self._legs.get(leg.pair)
+        if kept is not None:
+            if leg in kept:
+                kept.remove(leg)
+            if not kept:
+                del self._legs[leg.pair]
+
+    # ---- what the kernel and the clock say ----
+
+    def on_closed(self, key: bytes, cookie: int) -> None:
+        """A client's socket has ended. Its entry stays for stray packets until the grace period is over.
+
+        Home's end may not have heard of it: a client that gives up while away speaks to its endpoint only.
+        """
+        self._closed.append((self._loop.now + _GRACE, key, cookie))
+        client = self._by_key.get(key)
+        if client is None or client.lingering:
+            return
+        entry = self._conns.lookup(key)
+        if entry is None or int.from_bytes(entry[_COOKIE : _COOKIE + 8], "little") == cookie:
+            self._client_gone(client)
+
+    def forget_closed(self) -> None:
+        """Removes entries whose grace period is over; sooner when there are so many that the table might fill."""
+        closed, now, budget = self._closed, self._loop.now, 4000
+        while closed and budget and (closed[0][0] <= now or len(closed) > _GRACE_ROOM):
+            _, key, cookie = closed.popleft()
+            self._control.forget(key, cookie)
+            budget -= 1
+
+    def expire(self) -> None:
+        """Ends what waited too long: heads half sent, answers never fetched."""
+        for client in [client for client in self._waiting if client.deadline <= self._loop.now]:
+            self._waiting.pop(client, None)
+            client.deadline = 0.0
+            if client.lingering or client.relay is None:
+                self._forget_client(client)
+                continue
+            try:
+                self._run(client, client.relay.head_timeout())
+            except OSError:
+                self._client_gone(client)
+            self._settle(client)
+
+    @property
+    def busy(self) -> int:
+        """Connections with a request under way here."""
+        return sum(1 for c in self._by_key.values() if c.relay is not None and not c.relay.between_requests)
+
+    def counts(self) -> dict[str, int]:
+        """For the status file."""
+        return {
+            "clients": len(self._by_key),
+            "accepted": self.accepted,
+            "requests": self.requests,
+            "syncs": self.syncs,
+            "legs": sum(len(kept) for kept in self._legs.values()),
+            "closing": len(self._closed),
+        }
+
+    def close(self) -> None:
+        """Closes everything."""
+        self.stop_listening()
+        for client in list(self._by_key.values()):
+            self._forget_client(client)
+        for legs in list(self._legs.values()):
+            for leg in list(legs):
+                self._drop_leg(leg)

@@ -1,0 +1,109 @@
+"""One thread, one epoll: descriptors with handlers, timers, nothing else.
+
+Not asyncio: an accept-heavy node opens tens of thousands of connections a second whose bytes home never sees, and a
+transport, a protocol and several callbacks for each would cost more than all the rest of home.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import select
+import time
+from collections.abc import Callable
+
+Handler = Callable[[int], None]
+IN, OUT, HANGUP, ERROR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP, select.EPOLLERR | select.EPOLLHUP
+
+log = logging.getLogger("underpass.home")
+
+
+class Timer:
+    """A call that is due at some time, unless cancelled."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """It will not be called; twice is harmless."""
+        self.call = None
+
+
+class Loop:
+    """Calls handlers with the epoll mask of their descriptor. `now`: the monotonic clock at the last wake-up, in s."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._running = False
+        self.now = time.monotonic()
+        self.faults = 0
+
+    def add(self, fd: int, mask: int, handler: Handler) -> None:
+        """Watches a descriptor."""
+        self._epoll.register(fd, mask)
+        self._handlers[fd] = handler
+
+    def change(self, fd: int, mask: int) -> None:
+        """Watches it for other events."""
+        self._epoll.modify(fd, mask)
+
+    def remove(self, fd: int) -> None:
+        """Stops watching it; before it is closed."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
+        """Calls once, `delay` seconds from now."""
+        timer = Timer(call)
+        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), timer))
+        return timer
+
+    def call_every(self, interval: float, call: Callable[[], None]) -> None:
+        """Calls every `interval` seconds, as long as the loop runs."""
+
+        def again() -> None:
+            try:
+                call()
+            finally:
+                self.call_later(interval, again)
+
+        self.call_later(interval, again)
+
+    def stop(self) -> None:
+        """Ends `run` after the events at hand."""
+        self._running = False
+
+    def run(self) -> None:
+        """Runs until `stop`. A handler's exception is logged and counted; it costs its own connection at most."""
+        self._running = True
+        while self._running:
+            timeout = 1.0
+            if self._timers:
+                timeout = min(timeout, max(0.0, self._timers[0][0] - time.monotonic()))
+            events = self._epoll.poll(timeout, 512)
+            self.now = time.monotonic()
+            for fd, mask in events:
+                handler = self._handlers.get(fd)
+                if handler is not None:  # else it was removed by an earlier handler of this round
+                    self._guard(handler, mask)
+            while self._timers and self._timers[0][0] <= self.now:
+                call = heapq.heappop(self._timers)[2].call
+                if call is not None:
+                    self._guard(lambda _, call=call: call(), 0)  # type: ignore[misc]
+
+    def _guard(self, handler: Handler, mask: int) -> None:
+        try:
+            handler(mask)
+        except Exception:  # one connection's fault must not end all others
+            self.faults += 1
+            log.exception("handler failed")
+
+    def close(self) -> None:
+        """Frees the epoll descriptor."""
+        self._epoll.close()

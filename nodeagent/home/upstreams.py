@@ -1,0 +1,292 @@
+"""The stock of upstreams: opened in the workloads' namespaces, counted by `stock`, lent by the kernel, closed here.
+
+An upstream's life: tagged (so that sockops records it), connected, recorded and stocked by the kernel, lent and given
+back any number of times without home noticing, until its endpoint or workload goes, its endpoint closes it, a client
+leaves it in the middle of a response, or it is one too many. Then: KILL (never lent again), a reset, FORGET.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+from collections.abc import Mapping
+
+from nodeagent.abi.codec import offset_of
+from nodeagent.abi.numbers import ControlResult, Kind
+from nodeagent.abi.records import Endpoint, Event, Socket, StockKey
+from nodeagent.bpf.abc import Map
+from nodeagent.bpf.errors import BpfError
+from nodeagent.home.control import Control, tuple_key
+from nodeagent.home.loop import ERROR, HANGUP, IN, OUT, Loop
+from nodeagent.home.pods import Pods, start_connect
+from nodeagent.home.stock import Limits, Orders, Stock
+
+log = logging.getLogger("underpass.home")
+
+RESET = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
+_SO_COOKIE = 57
+_FREE, _MISSES, _PORTS = (offset_of("up_stock", name) for name in ("n", "misses", "port"))
+_REQUESTS = offset_of("up_endpoint_stat", "requests")
+Pair = tuple[int, int]
+
+
+class Upstream:
+    """One connection. key: its tuple once established."""
+
+    __slots__ = ("cookie", "dying", "key", "pair", "sock")
+
+    def __init__(self, sock: socket.socket, pair: Pair) -> None:
+        self.sock, self.pair = sock, pair
+        self.key = b""
+        self.cookie = 0
+        self.dying = False
+
+
+class Upstreams:
+    """All upstreams of the node. generation: this process's `home_generation`."""
+
+    def __init__(
+        self, loop: Loop, maps: Mapping[str, Map], control: Control, pods: Pods, generation: int, limits: Limits
+    ) -> None:
+        self._loop, self._maps, self._control, self._pods = loop, maps, control, pods
+        self._generation, self._limits = generation, limits
+        self._stocks: dict[Pair, Stock] = {}
+        self._addresses: dict[int, Endpoint] = {}  # of the endpoints that have a stock
+        self._requests: dict[int, int] = {}
+        self._members: dict[Pair, dict[bytes, Upstream]] = {}
+        self.by_key: dict[bytes, Upstream] = {}
+        self.draining = False
+        self.opened = self.failed = self.killed = self.reclaimed = 0
+
+    # ---- demand ----
+
+    def want(self, event: Event) -> None:
+        """The kernel found a stock empty: refill it, and warm those of the cluster's other endpoints."""
+        pair = (event.workload, event.endpoint)
+        stock = self._stock(pair)
+        if stock is None:
+            return
+        free, misses = self._kernel_stock(pair)
+        self._carry_out(pair, stock, stock.observe(free, misses, True, self._loop.now))
+
+    def warm(self, workload: int, endpoints: list[int]) -> None:
+        """These endpoints may be asked for next."""
+        for endpoint in endpoints:
+            stock = self._stock((workload, endpoint))
+            if stock is not None and not stock.target:
+                stock.want(self._loop.now)
+                free, misses = self._kernel_stock((workload, endpoint))
+                self._carry_out((workload, endpoint), stock, stock.observe(free, misses, True, self._loop.now))
+
+    def tick(self) -> None:
+        """Once a second: refills, shrinks, closes what is too much."""
+        used = self._used_endpoints()
+        for pair, stock in list(self._stocks.items()):
+            free, misses = self._kernel_stock(pair)
+            orders = stock.observe(free, misses, pair[1] in used, self._loop.now)
+            self._carry_out(pair, stock, orders or stock.tick(free, self._loop.now))
+            if not stock.total and not stock.target:
+                del self._stocks[pair]
+                self._members.pop(pair, None)
+
+    def _used_endpoints(self) -> set[int]:
+        used: set[int] = set()
+        for endpoint in {endpoint for _, endpoint in self._stocks}:
+            value = self._maps["endpoint_stats"].lookup(endpoint.to_bytes(4, "little"))
+            count = int.from_bytes(value[_REQUESTS : _REQUESTS + 4], "little") if value else 0
+            if self._requests.get(endpoint, 0) != count:
+                used.add(endpoint)
+                self._requests[endpoint] = count
+        return used
+
+    def _stock(self, pair: Pair) -> Stock | None:
+        stock = self._stocks.get(pair)
+        if stock is None and not self.draining and pair[0] in self._pods.by_id:
+            address = self._address(pair[1])
+            if address is not None:
+                self._addresses[pair[1]] = address
+                stock = self._stocks[pair] = Stock(self._limits)
+                self._members[pair] = {}
+        return stock
+
+    def _address(self, endpoint: int) -> Endpoint | None:
+        value = self._maps["endpoints"].lookup(endpoint.to_bytes(4, "little"))
+        address = Endpoint.unpack(value) if value else None
+        return address if address is not None and address.live else None
+
+    def _kernel_stock(self, pair: Pair) -> tuple[int, int]:
+        """(free, misses) as the kernel counts them."""
+        value = self._maps["stocks"].lookup(StockKey(*pair).pack())
+        if value is None:
+            return 0, 0
+        return (
+            int.from_bytes(value[_FREE : _FREE + 2], "little"),
+            int.from_bytes(value[_MISSES : _MISSES + 2], "little"),
+        )
+
+    def _carry_out(self, pair: Pair, stock: Stock, orders: Orders) -> None:
+        if orders.reclaim:
+            self._reclaim(pair, orders.reclaim)
+        if orders.open and not self.draining:
+            self._open(pair, stock, orders.open)
+        if orders.close:
+            self._close_coldest(pair, orders.close)
+
+    def _reclaim(self, pair: Pair, count: int) -> None:
+        """Takes wires back from idle clients, the oldest connections first; what is free or in use refuses."""
+        for key in list(self._members.get(pair, ())):
+            if count <= 0:
+                return
+            if self._control.reclaim(key):
+                self.reclaimed += 1
+                count -= 1
+
+    def _close_coldest(self, pair: Pair, count: int) -> None:
+        """The kernel lends the last of its list first, so the first ones are the coldest."""
+        value = self._maps["stocks"].lookup(StockKey(*pair).pack())
+        if value is None:
+            return
+        free = int.from_bytes(value[_FREE : _FREE + 2], "little")
+        ports = {value[_PORTS + 2 * i : _PORTS + 2 * i + 2] for i in range(min(free, count))}
+        for key, upstream in list(self._members.get(pair, {}).items()):
+            if key[32:34] in ports:
+                self.kill(upstream)
+
+    # ---- opening ----
+
+    def _open(self, pair: Pair, stock: Stock, count: int) -> None:
+        pod, address = self._pods.by_id.get(pair[0]), self._addresses[pair[1]]
+        if pod is None:
+            return
+        try:
+            made = self._pods.sockets(pod, address, count)
+        except (OSError, BpfError) as cause:
+            log.warning("no upstream of %s to endpoint %d: %s", pod.key, pair[1], cause)
+            stock.opened(1)
+            stock.failed(self._loop.now)
+            return
+        tag = Socket(
+            kind=Kind.UPSTREAM, workload=pair[0], endpoint=pair[1], family=address.family, home=self._generation
+        ).pack()
+        for sock in made:
+            upstream = Upstream(sock, pair)
+            stock.opened(1)
+            try:
+                self._maps["sockets"].update(sock.fileno().to_bytes(4, "little"), tag)
+                start_connect(sock, address)
+            except (OSError, BpfError) as cause:
+                self._not_opened(upstream, str(cause))
+                continue
+            self._loop.add(sock.fileno(), OUT, lambda _, u=upstream: self._connected(u))  # type: ignore[misc]
+
+    def _not_opened(self, upstream: Upstream, why: str) -> None:
+        self.failed += 1
+        upstream.sock.close()
+        stock = self._stocks.get(upstream.pair)
+        if stock is not None:
+            if not stock.failures:
+                log.info("upstream to endpoint %d: %s", upstream.pair[1], why)
+            stock.failed(self._loop.now)
+
+    def _connected(self, upstream: Upstream) -> None:
+        sock, pair = upstream.sock, upstream.pair
+        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self._loop.remove(sock.fileno())
+            self._not_opened(upstream, f"error {number}")
+            return
+        stock, members = self._stocks.get(pair), self._members.get(pair)
+        pod, address = self._pods.by_id.get(pair[0]), self._addresses.get(pair[1])
+        if stock is None or members is None or pod is None or address is None:  # went while it was being opened
+            self._loop.remove(sock.fileno())
+            sock.close()
+            return
+        port = sock.getsockname()[1]
+        upstream.key = tuple_key(pod.sources[address.family][1], port, address.addr, address.port)
+        upstream.cookie = struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
+        stock.established()
+        self.opened += 1
+        self.by_key[upstream.key] = members[upstream.key] = upstream
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        fd = sock.fileno()
+        self._loop.remove(fd)
+        # anything at all is the end: a frozen wire is silent, and a lent one is not ours
+        self._loop.add(fd, IN | HANGUP | ERROR, lambda _: self.kill(upstream))
+
+    # ---- the end ----
+
+    def dead(self, key: bytes, cookie: int) -> None:
+        """The kernel says that this upstream must be reset and forgotten; it may be a predecessor's."""
+        upstream = self.by_key.get(key)
+        if upstream is not None and upstream.cookie == cookie:
+            self.kill(upstream)
+        else:
+            self._control.forget(key, cookie)
+
+    def kill(self, upstream: Upstream) -> None:
+        """It is never lent again, and closed as soon as no client has it."""
+        if self._control.kill(upstream.key) == ControlResult.BUSY:
+            if not upstream.dying:  # its descriptor would be readable for ever; UP_EVENT_DEAD comes back here
+                upstream.dying = True
+                self._loop.remove(upstream.sock.fileno())
+            return
+        if not upstream.dying:
+            self._loop.remove(upstream.sock.fileno())
+        upstream.sock.close()
+        self._control.forget(upstream.key, upstream.cookie)
+        self.killed += 1
+        self.by_key.pop(upstream.key, None)
+        members = self._members.get(upstream.pair)
+        if members is not None:
+            members.pop(upstream.key, None)
+        stock = self._stocks.get(upstream.pair)
+        if stock is not None:
+            stock.closed()
+
+    def _end_pair(self, pair: Pair) -> None:
+        for upstream in list(self._members.get(pair, {}).values()):
+            self.kill(upstream)
+        stock = self._stocks.get(pair)
+        if stock is not None:
+            stock.target = 0
+            stock.used_at = self._loop.now - stock.limits.idle
+
+    def pod_gone(self, workload: int) -> None:
+        """A workload went: so do its upstreams."""
+        for pair in [pair for pair in self._stocks if pair[0] == workload]:
+            self._end_pair(pair)
+            del self._stocks[pair]
+
+    def recheck(self) -> None:
+        """The configuration changed: upstreams of endpoints that went, or have another address now, go."""
+        for endpoint in {endpoint for _, endpoint in self._stocks}:
+            address = self._address(endpoint)
+            if address == self._addresses.get(endpoint):
+                continue
+            for pair in [pair for pair in self._stocks if pair[1] == endpoint]:
+                self._end_pair(pair)
+                if address is None:
+                    del self._stocks[pair]
+            if address is not None:
+                self._addresses[endpoint] = address
+            else:
+                self._addresses.pop(endpoint, None)
+
+    def drain(self) -> None:
+        """Opens no more, and closes all that no client has."""
+        self.draining = True
+        for upstream in list(self.by_key.values()):
+            self.kill(upstream)
+
+    def counts(self) -> dict[str, int]:
+        """For the status file."""
+        return {
+            "stocks": len(self._stocks),
+            "upstreams": len(self.by_key),
+            "opening": sum(stock.opening for stock in self._stocks.values()),
+            "opened": self.opened,
+            "failed": self.failed,
+            "closed": self.killed,
+            "reclaimed": self.reclaimed,
+        }
