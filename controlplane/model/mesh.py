@@ -46,7 +46,7 @@ class Locality:
     def parse(cls, text: str) -> Locality:
         """Read Istio's ``region/zone/subzone`` (a label value may write it with dots)."""
         parts = text.split("/") if "/" in text else text.split(".")
-        return cls(*(parts + ["", "", ""])[:3])
+        return cls(*[*parts, "", "", ""][:3])
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.region, self.zone, self.subzone) if part)

@@ -332,11 +332,11 @@ class _Collector:
                         yield self._pod_endpoint(pod, namespace, ip, target, pod.node)
             for other in self._entries.get(namespace, []):
                 if selects(selector, _entry_labels(other)):
-                    target = other.spec.ports[port.name] if port.name in other.spec.ports else number
+                    target = other.spec.ports.get(port.name, number)
                     yield _entry_endpoint(other.spec, target, namespace, _entry_labels(other), other.meta.key.name)
         elif spec.endpoints:
             for item in spec.endpoints:
-                target = item.ports[port.name] if port.name in item.ports else number
+                target = item.ports.get(port.name, number)
                 yield _entry_endpoint(item, target, namespace, freeze(item.labels), "")
         elif spec.resolution in (2, 3):
             yield Endpoint(host, number, namespace=namespace)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from controlplane.model.build import Built, build
 from controlplane.model.mesh import Mesh
@@ -18,8 +18,6 @@ from controlplane.model.verdict import Note, Verdict
 from controlplane.sources.convert import Accepted, Outcome, Rejected, convert
 from controlplane.sources.documents import RawDocument
 from controlplane.sources.files import File, Snapshot
-
-_T = TypeVar("_T", bound=Any)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +65,11 @@ def step(state: State, snapshot: Snapshot) -> tuple[State, tuple[Verdict, ...]]:
     broken: dict[str, list[Rejected]] = {}
     for name, results in outcomes.items():
         for result in results:
-            key = result.object.meta.key if isinstance(result, Accepted) else result.key
-            if key is not None:
-                candidates.setdefault(key, []).append((name, result))
-            elif isinstance(result, Rejected):
+            if isinstance(result, Accepted):
+                candidates.setdefault(result.object.meta.key, []).append((name, result))
+            elif result.key is not None:
+                candidates.setdefault(result.key, []).append((name, result))
+            else:
                 broken.setdefault(name, []).append(result)
     good: dict[Key, Accepted] = {}
     owners: dict[str, set[Key]] = {name: set() for name in outcomes}
@@ -78,14 +77,14 @@ def step(state: State, snapshot: Snapshot) -> tuple[State, tuple[Verdict, ...]]:
     for key, found in sorted(candidates.items()):
         found.sort(key=lambda item: (item[0] != owner.get(key), _age(item[1])))
         verdicts.extend(_settle(key, found, state.good.get(key), good, owners))
-    for name, results in broken.items():
+    for name, causes in broken.items():
         known = state.files.get(name)
         kept = sorted((known.keys if known is not None else frozenset()) - good.keys() - candidates.keys())
         for key in kept:
             good[key] = state.good[key]
             owners[name].add(key)
-            verdicts.append(_retained(key, good[key], results[0]))
-        verdicts.extend(_rejection(result, last_good=bool(kept)) for result in results)
+            verdicts.append(_retained(key, good[key], causes[0]))
+        verdicts.extend(_rejection(cause, last_good=bool(kept)) for cause in causes)
     files = {
         name: FileState(snapshot.files[name].documents, results, frozenset(owners[name]))
         for name, results in outcomes.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from controlplane.model.grpc_status import GRPC_STATUS
 from controlplane.model.hosts import is_wildcard, matches
 from controlplane.model.objects import Config
 from controlplane.sources.findings import Findings, is_ip
@@ -20,11 +21,6 @@ RETRY_CONDITIONS: Final = frozenset(
         "cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable",
     }
 )  # fmt: skip
-GRPC_STATUS: Final = {
-    "OK": 0, "CANCELLED": 1, "UNKNOWN": 2, "INVALID_ARGUMENT": 3, "DEADLINE_EXCEEDED": 4, "NOT_FOUND": 5,
-    "ALREADY_EXISTS": 6, "PERMISSION_DENIED": 7, "RESOURCE_EXHAUSTED": 8, "FAILED_PRECONDITION": 9, "ABORTED": 10,
-    "OUT_OF_RANGE": 11, "UNIMPLEMENTED": 12, "INTERNAL": 13, "UNAVAILABLE": 14, "DATA_LOSS": 15, "UNAUTHENTICATED": 16,
-}  # fmt: skip
 
 
 def virtual_service(config: Config, out: Findings) -> None:
@@ -86,7 +82,7 @@ def _is_catch_all(block: Any) -> bool:
         or block.source_namespace
         or block.gateways
         or block.port
-        or (block.HasField("uri") and block.uri.prefix != "/" and block.uri.regex != "*")
+        or (block.HasField("uri") and block.uri.prefix != "/" and block.uri.regex != ".*")
     )
 
 
@@ -136,8 +132,9 @@ def _http(rule: Any, path: str, in_delegate: bool, out: Findings) -> None:
     headers(rule.headers, f"{path}.headers", out)
 
 
-def _string(match: Any, path: str, out: Findings) -> None:
-    if match.WhichOneof("match_type") == "regex" and match.regex != "*":
+def _string(match: Any, path: str, out: Findings, *, star: bool = True) -> None:
+    """``star``: the regex ``*``, no RE2 at all, means "present" there."""
+    if match.WhichOneof("match_type") == "regex" and not (star and match.regex == "*"):
         out.regex(match.regex, path)
 
 
@@ -151,7 +148,7 @@ def _match(block: Any, path: str, out: Findings) -> None:
             elif not getattr(value, kind):
                 out.error("empty-match", f"{name}.{kind} is empty", f"{path}.{name}")
             else:
-                _string(value, f"{path}.{name}", out)
+                _string(value, f"{path}.{name}", out, star=name != "uri")
     for field, values in (("headers", block.headers), ("withoutHeaders", block.without_headers)):
         for name in sorted(values):
             if not name.startswith("@request.auth."):

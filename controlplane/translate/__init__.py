@@ -13,3 +13,8 @@ message identity.  Nobody may modify them.
 Type URLs have their prefix (``type.googleapis.com/envoy.config.cluster.v3.Cluster``).  For every EDS cluster in CDS
 there is a ClusterLoadAssignment in EDS, possibly empty; an RDS name that a listener refers to is always in RDS.
 """
+
+from controlplane.translate.engine import Prepared, prepare, resource_for, translate
+from controlplane.translate.resources import Message, Resources
+
+__all__ = ["Message", "Prepared", "Resources", "prepare", "resource_for", "translate"]

@@ -1,0 +1,180 @@
+"""The entry points of this room: prepare a mesh once, then translate it for any number of clients."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from controlplane.model.mesh import Mesh, Port, Service
+from controlplane.model.node import Node
+from controlplane.translate import clusters, gateway, grpc_client, inbound, names, outbound, virtual_hosts
+from controlplane.translate.endpoints import load_assignment
+from controlplane.translate.memo import Memo
+from controlplane.translate.policy import resolve
+from controlplane.translate.resources import Message, Resources
+from controlplane.translate.scope import Scope, ScopeKey, build_scope, relevant_labels, scope_key
+
+
+class Prepared:
+    """A mesh together with what was translated of it already.
+
+    Make one with :func:`prepare`; treat it as a value.  The tables inside only remember results of pure functions.
+    """
+
+    def __init__(self, mesh: Mesh, previous: Prepared | None = None) -> None:
+        self.mesh = mesh
+        self.memo: Memo = Memo(previous.memo if previous is not None else None)
+        self.relevant = relevant_labels(mesh)
+        self._scopes: dict[ScopeKey, Scope] = {}
+        self._outbound: dict[ScopeKey, dict[str, dict[str, Message]]] = {}
+
+    def scope(self, node: Node) -> Scope:
+        """Return what this client may see."""
+        key = scope_key(node, self.relevant, self.locality(node))
+        found = self._scopes.get(key)
+        if found is None:
+            found = self._scopes[key] = build_scope(self.mesh, key)
+        return found
+
+    def locality(self, node: Node) -> tuple[str, str, str]:
+        """Where a client is: what it says, else where its workload is known to be."""
+        if any(node.locality):
+            return node.locality
+        for ip in node.ips:
+            workload = self.mesh.workloads.get(ip)
+            if workload is not None:
+                place = workload.locality
+                return (place.region, place.zone, place.subzone)
+        return ("", "", "")
+
+    def outbound(self, scope: Scope) -> dict[str, dict[str, Message]]:
+        """Return the resources that do not depend on which workload of the scope asks."""
+        found = self._outbound.get(scope.key)
+        if found is None:
+            found = self._outbound[scope.key] = _outbound(self, scope)
+        return found
+
+
+def prepare(mesh: Mesh, previous: Prepared | None = None) -> Prepared:
+    """Get ready to translate ``mesh``.
+
+    ``previous`` is the last generation: messages whose inputs did not change are taken over as the same objects.
+    """
+    if previous is not None:
+        previous.memo.settle()
+    return Prepared(mesh, previous)
+
+
+def translate(prepared: Prepared, node: Node) -> Resources:
+    """Translate the mesh for one client.
+
+    Returns all resources that the client may get, by type URL and name.  Sidecars get LDS, RDS, CDS and EDS for their
+    outbound and inbound traffic; routers what the Gateways that select them ask for; proxyless gRPC clients
+    (``GENERATOR=grpc``) its own shapes, their LDS under every name that a service has.  The other node types get
+    nothing yet.
+    """
+    scope = prepared.scope(node)
+    shared = prepared.outbound(scope)
+    if node.type == "sidecar" and node.generator != "grpc":
+        out = {kind: dict(table) for kind, table in shared.items()}
+        if node.interception != "NONE":
+            out[names.LISTENER]["virtualInbound"] = _same(prepared.memo, inbound.listener(prepared.mesh, node))
+            own = inbound.clusters(prepared.mesh, node, scope)
+            out[names.CLUSTER].update((name, _same(prepared.memo, item)) for name, item in own.items())
+            for kind in (names.LISTENER, names.CLUSTER):
+                out[kind] = dict(sorted(out[kind].items()))
+        return out
+    return shared
+
+
+def resource_for(prepared: Prepared, node: Node, type_url: str, name: str) -> Message | None:
+    """Return a resource that exists only once somebody asks for it by name, or None.
+
+    That is the case for proxyless gRPC: a Listener's name is whatever the application dialled.
+    """
+    found = translate(prepared, node).get(type_url, {}).get(name)
+    if found is None and type_url == names.LISTENER and node.generator == "grpc":
+        return grpc_client.listener_for(prepared.scope(node), name)
+    return found
+
+
+def _shares_cluster(scope: Scope, service: Service, port: Port) -> tuple[object, ...]:
+    """What a service's clusters depend on, besides its endpoints' identities and addresses."""
+    rule = scope.rules.get(service.hostname)
+    key = scope.key
+    return (
+        service,
+        port,
+        rule.sources if rule is not None else None,
+        key.generator,
+        key.mesh_certificates,
+        key.type,
+        key.families,
+        key.locality,
+        key.labels,
+    )
+
+
+def _outbound(prepared: Prepared, scope: Scope) -> dict[str, dict[str, Message]]:
+    mesh, memo = prepared.mesh, prepared.memo
+    cds: dict[str, Message] = {}
+    eds: dict[str, Message] = {}
+    for service in scope.services.values():
+        for port in service.ports:
+            if port.protocol != "UDP":
+                _service(cds, eds, service, port, scope, mesh, memo)
+    out: dict[str, dict[str, Message]]
+    if scope.key.generator == "grpc":
+        lds, rds = grpc_client.resources(scope, mesh, memo)
+        out = {names.LISTENER: lds, names.ROUTE: rds, names.CLUSTER: cds, names.ENDPOINT: eds}
+    elif scope.key.type == "sidecar":
+        cds[names.BLACK_HOLE] = memo.get("black-hole", clusters.black_hole)
+        cds[names.PASSTHROUGH] = memo.get("passthrough", lambda: clusters.passthrough(names.PASSTHROUGH))
+        rds = {}
+        for number in outbound.http_ports(scope):
+            rds[str(number)] = virtual_hosts.port_configuration(scope, mesh, number, memo)
+        for service, number in outbound.sniffed_ports(scope):
+            made = virtual_hosts.sniffed_configuration(scope, mesh, service, number, memo)
+            rds[made.name] = made
+        out = {
+            names.LISTENER: outbound.listeners(scope, mesh),
+            names.ROUTE: rds,
+            names.CLUSTER: cds,
+            names.ENDPOINT: eds,
+        }
+    elif scope.key.type == "router":
+        cds[names.BLACK_HOLE] = memo.get("black-hole", clusters.black_hole)
+        lds, rds = gateway.resources(scope, mesh)
+        out = {names.LISTENER: lds, names.ROUTE: rds, names.CLUSTER: cds, names.ENDPOINT: eds}
+    else:
+        out = {names.LISTENER: {}, names.ROUTE: {}, names.CLUSTER: {}, names.ENDPOINT: {}}
+    return {kind: {name: _same(memo, table[name]) for name in sorted(table)} for kind, table in out.items()}
+
+
+def _service(
+    cds: dict[str, Message], eds: dict[str, Message], service: Service, port: Port, scope: Scope, mesh: Mesh, memo: Memo
+) -> None:
+    pool = mesh.endpoints_of(service, port.number)
+    accounts = tuple(clusters.identities(service, pool, mesh))
+    inline = pool if service.resolution in ("DNS", "DNS_ROUND_ROBIN") else ()
+    made = memo.get(
+        ("clusters", mesh.trust_domain, accounts, inline, *_shares_cluster(scope, service, port)),
+        lambda: clusters.service_clusters(service, port, scope, mesh),
+    )
+    rule = scope.rules.get(service.hostname)
+    for item in made:
+        cds[item.name] = item
+        if not item.HasField("eds_cluster_config"):
+            continue
+        subset = item.name.split("|")[2]
+        chosen = clusters.endpoints_of(service, port, subset, scope, mesh)
+        sources = rule.sources if rule is not None else None
+        key = ("endpoints", item.name, chosen, sources, scope.key.locality, scope.key.labels)
+        policy = resolve(rule, port.number, subset)
+        eds[item.name] = memo.get(key, partial(load_assignment, item.name, chosen, policy, scope))
+
+
+def _same(memo: Memo, message: Message) -> Message:
+    """Return the object that an equal message had before, so that unchanged resources keep their identity."""
+    data = message.SerializeToString(deterministic=True)
+    found: Message = memo.get(("bytes", message.DESCRIPTOR.full_name, data), lambda: message)
+    return found

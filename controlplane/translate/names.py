@@ -1,0 +1,52 @@
+"""Istio's names for resources, and the type URLs.  istioctl, dashboards and EnvoyFilters depend on them verbatim."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from underpass.api import envoy
+
+CLUSTER: Final = envoy.type_url("Cluster")
+ENDPOINT: Final = envoy.type_url("ClusterLoadAssignment")
+LISTENER: Final = envoy.type_url("Listener")
+ROUTE: Final = envoy.type_url("RouteConfiguration")
+
+BLACK_HOLE: Final = "BlackHoleCluster"
+PASSTHROUGH: Final = "PassthroughCluster"
+INBOUND_PASSTHROUGH: Final = "InboundPassthroughCluster"
+
+HCM: Final = "envoy.filters.network.http_connection_manager"
+TCP_PROXY: Final = "envoy.filters.network.tcp_proxy"
+
+WILDCARD: Final = {4: "0.0.0.0", 6: "::"}
+
+
+def cluster(hostname: str, port: int, subset: str = "", direction: str = "outbound") -> str:
+    """Name of a cluster: ``outbound|80|v1|reviews.default.svc.cluster.local``."""
+    return f"{direction}|{port}|{subset}|{hostname}"
+
+
+def sni(hostname: str, port: int, subset: str = "") -> str:
+    """Server name that a sidecar sends in mutual TLS: ``outbound_.80_.v1_.host``."""
+    return f"outbound_.{port}_.{subset}_.{hostname}"
+
+
+def domain(hostname: str, port: int) -> str:
+    """``host:port``, an IPv6 address in brackets: the name of a virtual host."""
+    return f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"
+
+
+def compliant(address: str) -> str:
+    """An address as it stands in a Host header: IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address
+
+
+def config_path(kind: str, namespace: str, name: str) -> str:
+    """What Istio calls an object in ``filter_metadata.istio.config``."""
+    group = "security.istio.io" if kind in _SECURITY else "networking.istio.io"
+    version = "v1"
+    words = "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in kind).lstrip("-")
+    return f"/apis/{group}/{version}/namespaces/{namespace}/{words}/{name}"
+
+
+_SECURITY: Final = frozenset({"AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"})
