@@ -57,7 +57,7 @@
 #define UP_HEAD_MAX 4096	 /* bytes of a request head that the kernel reads; longer heads punt */
 #define UP_LINES_MAX 64		 /* header lines; Envoy refuses above 100, most clients send fewer than 30 */
 #define UP_NAME_MAX 64		 /* bytes of one header name */
-#define UP_RSP_HEAD_MAX 1024	 /* bytes of a response head read at once; longer or cut heads go byte by byte */
+#define UP_RSP_HEAD_MAX 1024	 /* bytes of a response head read at once; a power of two */
 
 /* A route program's budgets; the compiler rejects by name what does not fit (no truncation). */
 #define UP_STATES 16384		 /* DFA states, all matchers of a virtual host; state 0 is dead */
@@ -87,7 +87,6 @@ enum up_state {
 	UP_LENT = 3,	/* upstream: lent to a client */
 	UP_DYING = 4,	/* upstream: still the client's, never lent again */
 	UP_DEAD = 5,	/* upstream: frozen for good; home resets and forgets it */
-	UP_CLOSED = 6,	/* client: closed by the application, kept for stray packets until home forgets it */
 };
 
 enum up_response_state {
@@ -106,20 +105,23 @@ struct up_response {
 	__u32 end;    /* the byte behind the response, as far as known (`left` bytes more behind it) */
 	__u64 left;   /* bytes of the body beyond `end`: bodies over 1 GiB are walked in steps, 32-bit numbers wrap */
 	__u64 value;  /* number being read: Content-Length or a chunk's size */
-	__u32 hash;   /* header name being read, in UP_RSP_SPLIT */
-	__u16 status; /* of the last final head; 0 before */
+	__u32 hash;   /* header name or value being read, in UP_RSP_SPLIT */
+	__u32 high;   /* the byte behind the last one that passed */
+	__u16 status; /* of the last head; 0 before */
 	__u8 state;   /* enum up_response_state */
 	__u8 step;    /* automaton inside UP_RSP_SPLIT and UP_RSP_CHUNKS */
 	__u8 flags;   /* UP_RSPF_* */
-	__u8 match;
-	__u8 pad[6];
+	__u8 match;   /* bytes of the line or word being read, up to 255 */
+	__u8 pad[2];
 };
 #define UP_RSPF_HEAD 1	   /* the request was HEAD: no body */
 #define UP_RSPF_CHUNKED 2  /* seen in the head under way */
 #define UP_RSPF_LENGTH 4
 #define UP_RSPF_CLOSE 8	   /* Connection: close was answered */
 #define UP_RSPF_DONE 16	   /* all bytes of the response are placed: it ends at `end` */
-#define UP_RSPF_COUNTED 32
+#define UP_RSPF_COUNTED 32 /* in the counters */
+#define UP_RSPF_LENGTHS 64 /* two lengths, or one that is no number */
+#define UP_RSPF_CODING 128 /* a transfer coding other than chunked */
 
 #ifndef __BPF__
 struct bpf_spin_lock {
@@ -161,7 +163,9 @@ struct up_conn {
 
 	__u32 next;  /* client: where the next request head is due */
 	__u64 left;  /* client: bytes of the request's body beyond `next` (as up_response.left) */
-	__u32 sync;  /* client at home, unsynced: home says that a head is due here */
+	__u32 sync;  /* client at home, unsynced: home says that a head is due here, if `synced` */
+	__u32 synced;
+	__u32 sent;  /* client at home: the byte behind the last one that went to home */
 	__u32 since; /* client: sequence number of the last switch */
 
 	__u32 wnd;  /* upstream: bytes the endpoint last said it takes */
@@ -185,6 +189,7 @@ struct up_conn {
 #define UP_CF_USEC_TS 8	 /* tcp_usec_ts is set: timestamps count microseconds */
 #define UP_CF_STOCKED 16 /* upstream: its port stands in its stock */
 #define UP_CF_TS 32	 /* timestamps were negotiated */
+#define UP_CF_CLOSED 64	 /* client: closed by the application; kept for stray packets until home forgets it */
 
 /* Private storage of a socket. Clients: written by the connect hook. Upstreams: by home, by descriptor, before connect(). */
 struct up_socket {
@@ -447,6 +452,7 @@ enum up_reason {
 	UP_R_MSS = 43,	       /* the endpoint takes smaller segments than the client sends */
 	UP_R_TIMESTAMPS = 44,  /* the two sockets' timestamps count in different units */
 	UP_R_ENDPOINT_GONE = 45,
+	UP_R_HALF_CLOSE = 46,  /* the request comes with a FIN */
 	UP_R_LAST = 48,
 };
 

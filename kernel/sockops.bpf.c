@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * sockops.bpf.c - birth and death of connections: records a wire's first numbers when it is established, and its end.
+ *
+ * Attached to the workloads' cgroups (clients) and to home's (upstreams). Only tagged sockets are looked at.
+ */
+#include <bpf/bpf_core_read.h>
+
+#include "stock.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define UP_AF_INET6 10
+#define UP_TCP_CLOSE 7
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u8[sizeof(struct up_conn)]);
+} birth_buffer SEC(".maps");
+
+/* A context may only be read at fixed offsets: the compiler must not join the loads of two branches. */
+#define UP_CTX(field)                          \
+	({                                     \
+		__u32 __v = ctx->field;        \
+		asm volatile("" : "+r"(__v));  \
+		__v;                           \
+	})
+
+UP_INLINE void up_tuple_of(struct bpf_sock_ops *ctx, struct up_tuple *t)
+{
+	if (ctx->family == UP_AF_INET6) {
+		t->laddr[0] = UP_CTX(local_ip6[0]);
+		t->laddr[1] = UP_CTX(local_ip6[1]);
+		t->laddr[2] = UP_CTX(local_ip6[2]);
+		t->laddr[3] = UP_CTX(local_ip6[3]);
+		t->raddr[0] = UP_CTX(remote_ip6[0]);
+		t->raddr[1] = UP_CTX(remote_ip6[1]);
+		t->raddr[2] = UP_CTX(remote_ip6[2]);
+		t->raddr[3] = UP_CTX(remote_ip6[3]);
+	} else {
+		t->laddr[0] = t->laddr[1] = t->raddr[0] = t->raddr[1] = 0;
+		t->laddr[2] = t->raddr[2] = bpf_htonl(0xffff);
+		t->laddr[3] = UP_CTX(local_ip4);
+		t->raddr[3] = UP_CTX(remote_ip4);
+	}
+	t->lport = bpf_htons(ctx->local_port);
+	t->rport = bpf_htons(bpf_ntohl(ctx->remote_port));
+}
+
+static __noinline int up_established(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct up_socket *tag)
+{
+	struct tcp_sock *tp;
+	struct up_tuple t = {};
+	struct up_conn *c;
+	__u32 zero = 0;
+
+	if (!tag || !sk)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	c = bpf_map_lookup_elem(&birth_buffer, &zero);
+	if (!tp || !c)
+		return 0;
+	__builtin_memset(c, 0, sizeof(*c));
+	up_tuple_of(ctx, &t);
+	c->kind = tag->kind;
+	c->state = tag->kind == UP_KIND_CLIENT ? UP_AT_HOME : UP_FREE;
+	c->family = !t.laddr[0] && !t.laddr[1] && t.laddr[2] == bpf_htonl(0xffff) ? 4 : 6;
+	c->S = c->oS = c->next = c->sent = tp->snd_nxt;
+	c->R = c->oR = tp->rcv_nxt;
+	c->T = tp->rx_opt.ts_recent;
+	c->tsoff = tp->tsoffset;
+	c->rws = BPF_CORE_READ_BITFIELD(tp, rx_opt.rcv_wscale);
+	c->sws = BPF_CORE_READ_BITFIELD(tp, rx_opt.snd_wscale);
+	c->mss = tp->mss_cache;
+	c->wnd = tp->snd_wnd;
+	c->workload = tag->workload;
+	c->table = tag->table;
+	c->endpoint = tag->endpoint;
+	c->cluster = tag->cluster;
+	c->home = tag->home;
+	c->cookie = bpf_get_socket_cookie(ctx);
+	if (bpf_core_field_exists(tp->tcp_usec_ts) && BPF_CORE_READ_BITFIELD(tp, tcp_usec_ts))
+		c->flags |= UP_CF_USEC_TS;
+	/* Data in the SYN (TCP Fast Open) went to home before anybody looked: home says where the next head is due. */
+	if (tag->kind == UP_KIND_CLIENT && tp->snd_una != tp->snd_nxt)
+		c->flags |= UP_CF_UNSYNCED;
+	if (tag->kind == UP_KIND_CLIENT && BPF_CORE_READ_BITFIELD(tp, syn_data_acked))
+		c->flags |= UP_CF_UNSYNCED;
+	if (bpf_map_update_elem(&conns, &t, c, BPF_ANY)) {
+		up_count(UP_C_CONNS_FULL);
+		return 0;
+	}
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (tag->kind == UP_KIND_CLIENT) {
+		up_count(UP_C_CLIENTS);
+		return 0;
+	}
+	up_count(UP_C_UPSTREAMS);
+	up_stock_put(tag->workload, tag->endpoint, &t);
+	return 0;
+}
+
+/* The client's socket has reached its end, with or without a packet: whatever it held is given up. */
+static __noinline int up_client_closed(struct up_conn *c, struct up_tuple *t)
+{
+	struct up_conn *u = 0;
+	int idle = 0, mine = 0;
+
+	if (!c || !t)
+		return 0;
+	if (c->state == UP_AWAY && c->lease)
+		u = bpf_map_lookup_elem(&conns, &c->peer);
+	if (u) {
+		bpf_spin_lock(&u->lock);
+		if (u->lease == c->lease && (u->state == UP_LENT || u->state == UP_DYING)) {
+			mine = 1;
+			idle = u->state == UP_LENT && up_idle(u) && !(u->rsp.flags & UP_RSPF_CLOSE);
+			up_freeze(u, u->next, u->cack, u->cte);
+			u->state = idle ? UP_FREE : UP_DEAD;
+		}
+		bpf_spin_unlock(&u->lock);
+		if (mine)
+			up_release(u, &c->peer, u->workload, u->endpoint, idle);
+	}
+	c->flags |= UP_CF_CLOSED;
+	c->closed_ns = bpf_ktime_get_ns();
+	up_send_event(UP_EVENT_CLOSED, c->workload, 0, 0, c->cookie, t);
+	return 0;
+}
+
+static __noinline int up_closed(struct bpf_sock_ops *ctx)
+{
+	struct up_tuple t = {};
+	struct up_conn *c;
+	int forget;
+
+	up_tuple_of(ctx, &t);
+	c = bpf_map_lookup_elem(&conns, &t);
+	if (!c || c->cookie != bpf_get_socket_cookie(ctx))
+		return 0;
+	if (c->kind == UP_KIND_CLIENT)
+		return up_client_closed(c, &t);
+	/* an upstream's owner is gone; a lent wire goes on without it, until its client lets go */
+	bpf_spin_lock(&c->lock);
+	forget = c->state == UP_FREE || c->state == UP_DEAD;
+	if (forget)
+		c->state = UP_DEAD;
+	else
+		c->state = UP_DYING;
+	bpf_spin_unlock(&c->lock);
+	if (forget) {
+		up_stock_remove(c->workload, c->endpoint, t.lport);
+		bpf_map_delete_elem(&conns, &t);
+	}
+	return 0;
+}
+
+SEC("sockops")
+int up_sockops(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct up_socket *tag;
+
+	if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
+		if (!sk)
+			return 1;
+		tag = bpf_sk_storage_get(&sockets, sk, 0, 0);
+		if (tag && tag->kind)
+			up_established(ctx, sk, tag);
+	} else if (ctx->op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == UP_TCP_CLOSE) {
+		up_closed(ctx);
+	}
+	return 1;
+}

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* turn.h - packets that we answer or shorten ourselves: pure acknowledgements turned around, and the cut before a pipelined head. */
+#ifndef UNDERPASS_TURN_H
+#define UNDERPASS_TURN_H
+
+#include "packet.h"
+
+#define UP_CHECKSUM_PARTIAL 3
+
+UP_INLINE int up_checksum_partial(struct __sk_buff *skb)
+{
+	struct sk_buff *k = (void *)skb; /* read by probe: 6.1 has no bpf_cast_to_kern_ctx */
+
+	return BPF_CORE_READ_BITFIELD_PROBED(k, ip_summed) == UP_CHECKSUM_PARTIAL;
+}
+
+struct up_reply {
+	__u8 pad[2]; /* so that the headers behind Ethernet are aligned */
+	__u8 b[14 + 40 + 32 + 2];
+};
+
+/* Answers a packet from outside as the absent client would: an acknowledgement at S, R, back to where it came from. */
+static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 S, __u32 R)
+{
+	struct up_reply reply = {};
+	__u8 *b = reply.b, *tcp, swap;
+	__be32 *o, stamp;
+	__u32 head = p->v6 ? 54 : 34, n, i;
+	__u64 pseudo;
+	__be16 port;
+	int ts;
+
+	if (skb->len >= head + 32) {
+		if (p->v6 ? bpf_skb_load_bytes(skb, 0, b, 86) : bpf_skb_load_bytes(skb, 0, b, 66))
+			return UP_TC_SHOT;
+	} else if (p->v6 ? bpf_skb_load_bytes(skb, 0, b, 74) : bpf_skb_load_bytes(skb, 0, b, 54)) {
+		return UP_TC_SHOT;
+	}
+	tcp = p->v6 ? b + 54 : b + 34;
+	o = (void *)(tcp + 20);
+	ts = skb->len >= head + 32 && tcp[12] >> 4 >= 8 && o[0] == UP_TS_OPTION;
+	n = head + (ts ? 32 : 20);
+	if (skb->len != n && bpf_skb_change_tail(skb, n, 0))
+		return UP_TC_SHOT;
+	for (i = 0; i < 6; i++) {
+		swap = b[i];
+		b[i] = b[6 + i];
+		b[6 + i] = swap;
+	}
+	port = up_load16(tcp);
+	((struct up_u16 *)tcp)->v = up_load16(tcp + 2);
+	((struct up_u16 *)(tcp + 2))->v = port;
+	((struct up_u32 *)(tcp + 4))->v = bpf_htonl(S);
+	((struct up_u32 *)(tcp + 8))->v = bpf_htonl(R);
+	tcp[12] = (ts ? 8 : 5) << 4;
+	tcp[13] = 0x10; /* ACK alone */
+	((struct up_u16 *)(tcp + 14))->v = bpf_htons(512);
+	((struct up_u32 *)(tcp + 16))->v = 0; /* checksum, urgent pointer */
+	if (ts) { /* our newest stamp is the one that it echoes */
+		stamp = o[1];
+		o[1] = o[2];
+		o[2] = stamp;
+	}
+	pseudo = bpf_htonl(IPPROTO_TCP) + (__u64)bpf_htonl(n - head);
+	if (p->v6) {
+		struct ipv6hdr *ip = (void *)(b + UP_ETH);
+		__be32 *s = (void *)&ip->saddr, *d = (void *)&ip->daddr;
+
+		for (i = 0; i < 4; i++) {
+			__be32 a = s[i];
+
+			s[i] = d[i];
+			d[i] = a;
+			pseudo += (__u64)s[i] + d[i];
+		}
+		ip->payload_len = bpf_htons(n - head);
+		ip->hop_limit = 64;
+	} else {
+		struct iphdr *ip = (void *)(b + UP_ETH);
+		__be32 a = ip->saddr;
+
+		ip->saddr = ip->daddr;
+		ip->daddr = a;
+		pseudo += (__u64)ip->saddr + ip->daddr;
+		ip->tot_len = bpf_htons(n - UP_ETH);
+		ip->ttl = 64;
+		ip->check = 0;
+		ip->check = ~up_fold16((__u32)bpf_csum_diff(0, 0, (__be32 *)ip, 20, 0));
+	}
+	if (up_checksum_partial(skb)) {
+		((struct up_u16 *)(tcp + 16))->v = up_fold16(up_fold32(pseudo));
+	} else {
+		__s64 sum = ts ? bpf_csum_diff(0, 0, (__be32 *)tcp, 32, up_fold32(pseudo)) : bpf_csum_diff(0, 0, (__be32 *)tcp, 20, up_fold32(pseudo));
+
+		((struct up_u16 *)(tcp + 16))->v = ~up_fold16((__u32)sum);
+	}
+	if (p->v6 ? (ts ? bpf_skb_store_bytes(skb, 0, b, 86, 0) : bpf_skb_store_bytes(skb, 0, b, 74, 0)) :
+		    (ts ? bpf_skb_store_bytes(skb, 0, b, 66, 0) : bpf_skb_store_bytes(skb, 0, b, 54, 0)))
+		return UP_TC_SHOT;
+	skb->mark = UP_MARK_TURNED;
+	up_count(UP_C_TURNED);
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+/*
+ * Shortens the packet to its first `keep` bytes of payload; TCP sends the rest again, alone. Only while the checksum is left to
+ * the device, whose sum then covers what is there: returns -1 otherwise.
+ */
+static __noinline int up_cut(struct __sk_buff *skb, struct up_packet *p, __u32 keep)
+{
+	__u32 whole = p->off + keep, old, new;
+	void *d, *e;
+
+	if (!up_checksum_partial(skb) || bpf_skb_change_tail(skb, whole, 0))
+		return -1;
+	d = (void *)(long)skb->data;
+	e = (void *)(long)skb->data_end;
+	if (p->v6) {
+		struct ipv6hdr *ip = d + UP_ETH;
+
+		if ((void *)(ip + 1) > e)
+			return -1;
+		ip->payload_len = bpf_htons(whole - UP_ETH - 40);
+	} else {
+		struct iphdr *ip = d + UP_ETH;
+		__u16 was, now = bpf_htons(whole - UP_ETH);
+
+		if ((void *)(ip + 1) > e)
+			return -1;
+		was = ip->tot_len;
+		ip->tot_len = now;
+		ip->check = ~up_fold16((__u32)(__u16)~ip->check + (__u16)~was + now);
+	}
+	old = bpf_htonl(p->pay + p->off - p->l4);
+	new = bpf_htonl(keep + p->off - p->l4);
+	if (bpf_l4_csum_replace(skb, p->l4 + 16, old, new, BPF_F_PSEUDO_HDR | 4))
+		return -1;
+	p->pay = keep;
+	p->fin = 0;
+	up_count(UP_C_CUT);
+	return 0;
+}
+
+#endif
