@@ -25,9 +25,9 @@ struct up_verdict {
 	__u32 route, cluster, endpoint;
 };
 
-UP_FUNCTION int up_wider(struct up_vhost_key *key)
+UP_FUNCTION int up_wider(struct up_scratch *s)
 {
-	return key ? up_host_wider(key) : 0;
+	return s ? up_host_wider(s) : 0;
 }
 
 static __always_inline struct up_vhost *up_find_vhost(struct up_scratch *s, __u32 flags)
@@ -39,7 +39,7 @@ static __always_inline struct up_vhost *up_find_vhost(struct up_scratch *s, __u3
 		return v;
 	if (flags & UP_TABLE_WILD) {
 		for (i = 0; i < UP_LABELS_MAX; i++) {
-			if (!up_wider(&s->key))
+			if (!up_wider(s))
 				break;
 			v = bpf_map_lookup_elem(&vhosts, &s->key);
 			if (v)
@@ -48,8 +48,7 @@ static __always_inline struct up_vhost *up_find_vhost(struct up_scratch *s, __u3
 	}
 	if (!(flags & UP_TABLE_ANY))
 		return 0;
-	__builtin_memset(s->key.host, 0, sizeof(s->key.host));
-	s->key.host[0] = '*';
+	up_host_any(s);
 	return bpf_map_lookup_elem(&vhosts, &s->key);
 }
 

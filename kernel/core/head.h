@@ -57,6 +57,7 @@ struct up_scratch {
 	struct up_head head;
 	struct up_scan scan;
 	struct up_vhost_key key;
+	char host[128 + UP_HOST_MAX + 4]; /* the host again, for the search of wildcards; behind its bytes NUL */
 };
 
 /* A loop's step gets its scratch through the stack, as bpf_loop() wants it. */
@@ -395,6 +396,7 @@ UP_INLINE __u32 up_scan_host(struct up_scratch *s)
 	if (k < n || !len || bracket == 1)
 		return UP_R_BAD_HOST;
 	s->head.host_len = len;
+	__builtin_memcpy(s->host, s->key.host, UP_HOST_MAX);
 	return UP_OK;
 }
 
@@ -461,6 +463,7 @@ UP_FUNCTION int up_head_parse(struct up_scratch *s, __u32 n)
 out:
 	if (c->reason == UP_R_SPLIT_HEAD && n >= UP_HEAD_MAX)
 		c->reason = UP_R_HEAD_TOO_LONG;
+	c->pos = 0;
 	s->head.reason = c->reason;
 	return c->reason;
 }

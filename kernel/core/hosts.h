@@ -3,37 +3,46 @@
 #ifndef UNDERPASS_CORE_HOSTS_H
 #define UNDERPASS_CORE_HOSTS_H
 
-#include "port.h"
+#include "head.h"
 
 #define UP_LABELS_MAX 8 /* suffixes tried; a name in a cluster has five labels */
 
 /*
- * Moves key->host to its next wildcard: `a.b.c` -> `*.b.c` -> `*.c`. Returns 0 when there is none left. The key's bytes are
- * shifted in place, so that the padding stays NUL.
+ * Widens s->key.host to the next wildcard of s->host: `a.b.c` -> `*.b.c` -> `*.c`. Returns 0 when there is none left.
+ * s->scan.pos is where the last suffix began; 0 at first.
  */
-UP_INLINE int up_host_wider(struct up_vhost_key *key)
+UP_INLINE int up_host_wider(struct up_scratch *s)
 {
-	__u32 k, from = 0, wild = key->host[0] == '*';
+	__u32 at = s->scan.pos, k;
 
-	for (k = 1; k < UP_HOST_MAX; k++) {
-		char c = key->host[k];
+	for (k = 0; k < UP_HOST_MAX; k++) {
+		char c;
 
+		at++;
+		if (at >= UP_HOST_MAX)
+			return 0;
+		c = s->host[at & 127];
 		if (!c)
 			return 0;
-		if (c == '.' && !(wild && k == 1)) {
-			from = k;
+		if (c == '.')
 			break;
-		}
+		at = up_opaque(s, at, 127);
 	}
-	if (!from)
+	if (k == UP_HOST_MAX)
 		return 0;
-	key->host[0] = '*';
-	for (k = 1; k < UP_HOST_MAX; k++) {
-		__u32 i = from + k - 1;
-
-		key->host[k] = i < UP_HOST_MAX ? key->host[i & 127] : 0;
-	}
+	at = up_opaque(s, at, 127);
+	s->scan.pos = at;
+	s->key.host[0] = '*';
+	/* s->host is padded to twice its length, so the copy needs no end */
+	__builtin_memcpy(s->key.host + 1, s->host + up_bound(at, 127), UP_HOST_MAX - 1);
 	return 1;
+}
+
+/* Makes s->key.host the catch-all domain. */
+UP_INLINE void up_host_any(struct up_scratch *s)
+{
+	__builtin_memset(s->key.host, 0, sizeof(s->key.host));
+	s->key.host[0] = '*';
 }
 
 #endif

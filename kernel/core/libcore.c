@@ -83,19 +83,19 @@ EXPORT const char *up_core_host(const struct up_scratch *s)
 
 EXPORT int up_core_domain(const struct up_scratch *s, __u32 n, char *out)
 {
-	struct up_vhost_key key = s->key;
+	struct up_scratch wide = *s;
 	__u32 i;
 
+	wide.scan.pos = 0;
+	memcpy(wide.key.host, wide.host, UP_HOST_MAX);
 	for (i = 0; i < n; i++) {
-		if (i < UP_LABELS_MAX && up_host_wider(&key))
+		if (i < UP_LABELS_MAX && up_host_wider(&wide))
 			continue;
-		if (i + 1 < n || (key.host[0] == '*' && !key.host[1]))
+		if (i + 1 < n)
 			return 0;
-		memset(key.host, 0, sizeof(key.host));
-		key.host[0] = '*';
-		break;
+		up_host_any(&wide);
 	}
-	memcpy(out, key.host, UP_HOST_MAX);
+	memcpy(out, wide.key.host, UP_HOST_MAX);
 	return 1;
 }
 
