@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
 from ipaddress import ip_address
@@ -112,6 +113,12 @@ def _priority(assignment: Assignment, features: list[str]) -> list[Locality]:
         features.append("priority-spillover")
         return group
     return groups[0]
+
+
+def version(cluster: ClusterDraft) -> str:
+    """A short hash over all that a cluster's record says: names its version where views differ."""
+    text = repr((int(cluster.lb), [(target.key, target.weight) for target in cluster.targets]))
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def endpoint_key(address: str, port: int) -> str:

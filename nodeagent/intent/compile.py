@@ -35,7 +35,7 @@ from nodeagent.cache.resources import Source
 from nodeagent.cache.store import Resources
 from nodeagent.errors import CapacityError
 from nodeagent.intent import features as f
-from nodeagent.intent.clusters import ClusterDraft, draft, endpoint_of, slots
+from nodeagent.intent.clusters import ClusterDraft, draft, endpoint_of, slots, version
 from nodeagent.intent.ids import LASTING, LIMITS, Known, assign
 from nodeagent.intent.model import Intent, Program, Rejection, RouteInfo, Table, Where
 from nodeagent.intent.packing import digest
@@ -134,7 +134,7 @@ class _Writer:
         self._programs: dict[str, Program] = {}
         self._routes: dict[int, RouteInfo] = {}
         self._rejections: list[Rejection] = []
-        self._clusters: Variants[ClusterDraft] = Variants()
+        self._clusters: Variants[ClusterDraft] = Variants(version)
         self._infos: Variants[RouteInfo] = Variants()
 
     def write(self) -> Intent:
@@ -159,11 +159,6 @@ class _Writer:
         return Intent(
             entries=self._entries,
             programs={programs[d]: program for d, program in self._programs.items() if d in programs},
-            split=frozenset(
-                self._ids[NameKind.CLUSTER][key]
-                for key in self._clusters.split()
-                if key in self._ids[NameKind.CLUSTER]
-            ),
             enrolled=enrolled,
             routes=self._routes,
             rejections=tuple(dict.fromkeys(self._rejections)),
@@ -259,7 +254,8 @@ class _Writer:
         long: list[str] = []
         for key in sorted(set(wanted)):
             (fits if len(key.encode()) < n.NAME_TEXT else long).append(key)
-        done = assign(self._known.of(kind), self._last.get(kind, 0), fits, LIMITS[kind])
+        busy = self._known.live.get(kind, frozenset())
+        done = assign(self._known.of(kind), self._last.get(kind, 0), fits, LIMITS[kind], busy)
         self._ids[kind], self._last[kind] = done.ids, done.last
         for key in (*done.failed, *long):
             limit = f"all {LIMITS[kind] - 1} numbers are in use" if key in done.failed else "the name is too long"
@@ -274,7 +270,8 @@ class _Writer:
                 for key, number in self._known.of(kind).items():
                     if key not in assigned and number not in taken:
                         ids[kind][key] = number
-        return Known(ids, self._last)
+        live = {kind: frozenset(assigned.values()) for kind, assigned in self._ids.items()}
+        return Known(ids, self._last, live)
 
     # ---- records ----
 

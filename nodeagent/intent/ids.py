@@ -31,10 +31,11 @@ LASTING: Final = frozenset({NameKind.VIEW, NameKind.WORKLOAD, NameKind.TABLE})
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Ids by kind and key, and the highest id that was ever given out of each kind."""
+    """Ids by kind and key, the highest id that was ever given out, and the ids that the maps may refer to right now."""
 
     ids: Mapping[NameKind, Mapping[str, int]] = field(default_factory=dict)
     last: Mapping[NameKind, int] = field(default_factory=dict)
+    live: Mapping[NameKind, frozenset[int]] = field(default_factory=dict)
 
     def of(self, kind: NameKind) -> Mapping[str, int]:
         """Ids of one kind by key."""
@@ -50,11 +51,14 @@ class Assigned:
     last: int
 
 
-def assign(known: Mapping[str, int], last: int, wanted: Iterable[str], limit: int) -> Assigned:
+def assign(
+    known: Mapping[str, int], last: int, wanted: Iterable[str], limit: int, busy: frozenset[int] = frozenset()
+) -> Assigned:
     """Ids for `wanted` keys, below `limit`.
 
     Deterministic: known keys keep theirs, new ones are served in order of their names. Ids in `known` of keys that are
-    not wanted count as used until there is nothing else left.
+    not wanted count as used until there is nothing else left; those in `busy` are not given out even then, because
+    the maps still refer to them until this round's removals are through.
     """
     keys = sorted(set(wanted))
     ids = {key: known[key] for key in keys if key in known}
@@ -73,7 +77,7 @@ def assign(known: Mapping[str, int], last: int, wanted: Iterable[str], limit: in
         if spare is None:
             # First what nobody is known to have used, then what somebody no longer wants.
             unused = [i for i in range(1, limit) if i not in taken]
-            spare = iter(unused + sorted(taken - live))
+            spare = iter([i for i in unused if i not in busy] + sorted(taken - live - busy))
         number = next(spare, None)
         if number is None:
             failed.append(key)

@@ -81,13 +81,12 @@ class Program:
 class Intent:
     """What the maps should hold, as bytes by map and key; programs apart, by id.
 
-    `split`: ids of clusters of which views hold different versions (see `plan`). `enrolled`: workload key -> id, for
-    the cgroups. Endpoints that are no longer wanted stay, marked as not live: an id keeps its address.
+    `enrolled`: workload key -> id, for the cgroups. Endpoints that are no longer wanted stay, marked as not live: an id
+    keeps its address.
     """
 
     entries: Mapping[Table, Mapping[bytes, bytes]]
     programs: Mapping[int, Program] = field(default_factory=dict)
-    split: frozenset[int] = frozenset()
     enrolled: Mapping[str, int] = field(default_factory=dict)
     routes: Mapping[int, RouteInfo] = field(default_factory=dict)
     rejections: tuple[Rejection, ...] = ()

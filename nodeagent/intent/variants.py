@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 _Content = TypeVar("_Content")
@@ -11,15 +11,17 @@ _Content = TypeVar("_Content")
 class Variants(Generic[_Content]):
     """Names shared by views that agree.
 
-    Where they do not, the version of the first view keeps the name, and each other version is `NAME @ VIEW` after the
-    first view that has it.
+    Where they do not, each version has a name of its own: `label(content)` is put behind the common one. A version's
+    name must then tell its content, since views move between versions one at a time: what is named so never changes.
+    Without `label` the version of the first view keeps the name, and others are `NAME @ VIEW`; that will do where a
+    name is only a name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, label: Callable[[_Content], str] | None = None) -> None:
+        self._label = label
         self._by_name: dict[str, dict[str, _Content]] = {}
         self._variant: dict[tuple[str, str], str] = {}
         self._all: dict[str, _Content] = {}
-        self._split: set[str] = set()
 
     def add(self, view: str, contents: Mapping[str, _Content]) -> None:
         """The contents of a view by name. Views are added in the order of their keys."""
@@ -29,16 +31,22 @@ class Variants(Generic[_Content]):
     def settle(self) -> None:
         """Decide, once all views are added."""
         for name in sorted(self._by_name):
-            versions: list[tuple[_Content, str]] = []
+            versions: list[tuple[_Content, list[str]]] = []
             for view, content in self._by_name[name].items():
-                known = next((variant for other, variant in versions if other is content or other == content), None)
-                if known is None:
-                    known = name if not versions else f"{name} @ {view}"
-                    versions.append((content, known))
-                    self._all[known] = content
-                self._variant[view, name] = known
-            if len(versions) > 1:
-                self._split.update(variant for _, variant in versions)
+                users = next((users for other, users in versions if other is content or other == content), None)
+                if users is None:
+                    versions.append((content, [view]))
+                else:
+                    users.append(view)
+            for index, (content, users) in enumerate(versions):
+                known = name
+                if len(versions) > 1 and self._label is not None:
+                    known = f"{name} # {self._label(content)}"
+                elif index:
+                    known = f"{name} @ {users[0]}"
+                self._all[known] = content
+                for view in users:
+                    self._variant[view, name] = known
 
     def variant(self, view: str, name: str) -> str:
         """What `name` of `view` is called. Raises KeyError for a name that the view has not got."""
@@ -47,7 +55,3 @@ class Variants(Generic[_Content]):
     def all(self) -> Mapping[str, _Content]:
         """Every version by its name, sorted."""
         return self._all
-
-    def split(self) -> frozenset[str]:
-        """Versions of names that are not equal in all views."""
-        return frozenset(self._split)
