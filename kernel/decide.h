@@ -183,7 +183,8 @@ static __noinline void up_let_go(struct up_conn *c, struct up_packet *p, int idl
 		return;
 	bpf_spin_lock(&u->lock);
 	mine = u->lease == c->lease && (u->state == UP_LENT || u->state == UP_DYING);
-	usable = mine && idle && u->state == UP_LENT && u->home == g->home_generation && !(u->rsp.flags & UP_RSPF_CLOSE);
+	usable =
+		mine && idle && u->state == UP_LENT && u->home == g->home_generation && !(u->rsp.flags & UP_RSPF_CLOSE);
 	if (mine) {
 		active = (u->flags & UP_CF_ACTIVE) != 0;
 		up_freeze(u, p->seq, p->ack, p->te);

@@ -9,22 +9,22 @@
 #include "core/program.h"
 #include "core/wire.h"
 
-#define UP_MAP_ARRAY(mapname, mapvalue, entries)              \
-	struct {                                              \
-		__uint(type, BPF_MAP_TYPE_ARRAY);             \
-		__uint(max_entries, entries);                 \
-		__uint(pinning, LIBBPF_PIN_BY_NAME);          \
-		__type(key, __u32);                           \
-		__type(value, mapvalue);                      \
+#define UP_MAP_ARRAY(mapname, mapvalue, entries)     \
+	struct {                                     \
+		__uint(type, BPF_MAP_TYPE_ARRAY);    \
+		__uint(max_entries, entries);        \
+		__uint(pinning, LIBBPF_PIN_BY_NAME); \
+		__type(key, __u32);                  \
+		__type(value, mapvalue);             \
 	} mapname SEC(".maps")
 #define UP_MAP_HASH(mapname, maptype, mapkey, mapvalue, entries, flags) \
-	struct {                                              \
-		__uint(type, maptype);                        \
-		__uint(max_entries, entries);                 \
-		__uint(map_flags, flags);                     \
-		__uint(pinning, LIBBPF_PIN_BY_NAME);          \
-		__type(key, mapkey);                          \
-		__type(value, mapvalue);                      \
+	struct {                                                        \
+		__uint(type, maptype);                                  \
+		__uint(max_entries, entries);                           \
+		__uint(map_flags, flags);                               \
+		__uint(pinning, LIBBPF_PIN_BY_NAME);                    \
+		__type(key, mapkey);                                    \
+		__type(value, mapvalue);                                \
 	} mapname SEC(".maps")
 
 UP_MAP_ARRAY(config, struct up_config, 1);
@@ -48,12 +48,13 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 	__type(key, __u32);
 	__type(value, __u32);
-	__array(values, struct {
-		__uint(type, BPF_MAP_TYPE_ARRAY);
-		__uint(max_entries, 1);
-		__type(key, __u32);
-		__type(value, struct up_program);
-	});
+	__array(
+		values, struct {
+			__uint(type, BPF_MAP_TYPE_ARRAY);
+			__uint(max_entries, 1);
+			__type(key, __u32);
+			__type(value, struct up_program);
+		});
 } programs SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);
@@ -108,7 +109,8 @@ UP_INLINE void up_count_punt(__u32 route, __u32 reason)
 	up_count(UP_C_HOME);
 }
 
-UP_INLINE void up_send_event(__u32 type, __u32 workload, __u32 endpoint, __u32 cluster, __u64 cookie, const struct up_tuple *t)
+UP_INLINE void up_send_event(__u32 type, __u32 workload, __u32 endpoint, __u32 cluster, __u64 cookie,
+			     const struct up_tuple *t)
 {
 	struct up_event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 

@@ -9,17 +9,17 @@
 
 #define UP_ETH 14
 #define UP_TC_OK 0
-#define UP_TC_SHOT 2   /* TCP takes the segment as not sent, and sends it again at the next acknowledgement */
-#define UP_TC_STOLEN 4 /* TCP takes the segment as sent */
+#define UP_TC_SHOT 2	      /* TCP takes the segment as not sent, and sends it again at the next acknowledgement */
+#define UP_TC_STOLEN 4	      /* TCP takes the segment as sent */
 #define UP_MARK_TURNED 0x7570 /* our own answer on its way back: egress lets it pass */
 
 #define UP_TS_OPTION bpf_htonl(0x0101080a) /* NOP NOP kind 8 length 10: how Linux writes timestamps */
 
 struct up_packet {
-	struct up_tuple t; /* as the pod sees it */
-	__u32 l4;	   /* offset of the TCP header */
-	__u32 off;	   /* offset of the payload */
-	__u32 pay;	   /* bytes of it */
+	struct up_tuple t;  /* as the pod sees it */
+	__u32 l4;	    /* offset of the TCP header */
+	__u32 off;	    /* offset of the payload */
+	__u32 pay;	    /* bytes of it */
 	__u32 seq, ack, te; /* te: timestamp echo, 0 without one */
 	__u16 window;
 	__u8 fin, syn, rst, ackf, urg, v6;
@@ -225,10 +225,10 @@ static __noinline __s64 up_slow_options(struct __sk_buff *skb, struct up_move *m
 	return bpf_csum_diff((__be32 *)b->old, 40, (__be32 *)b->new, 40, 0);
 }
 
-#define UP_DIFF(sum, old, new)                \
-	do {                                  \
-		(sum) += (__u32)~(__u32)(old); \
-		(sum) += (__u32)(new);        \
+#define UP_DIFF(sum, old, new)                  \
+	do {                                    \
+		(sum) += (__u32) ~(__u32)(old); \
+		(sum) += (__u32)(new);          \
 	} while (0)
 
 /*

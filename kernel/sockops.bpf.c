@@ -21,11 +21,11 @@ struct {
 } birth_buffer SEC(".maps");
 
 /* A context may only be read at fixed offsets: the compiler must not join the loads of two branches. */
-#define UP_CTX(field)                          \
-	({                                     \
-		__u32 __v = ctx->field;        \
-		asm volatile("" : "+r"(__v));  \
-		__v;                           \
+#define UP_CTX(field)                         \
+	({                                    \
+		__u32 __v = ctx->field;       \
+		asm volatile("" : "+r"(__v)); \
+		__v;                          \
 	})
 
 UP_INLINE void up_tuple_of(struct bpf_sock_ops *ctx, struct up_tuple *t)

@@ -41,7 +41,8 @@ UP_INLINE int up_stock_put(__u32 workload, __u32 endpoint, const struct up_tuple
 }
 
 /* Takes the warmest upstream's tuple. Returns 0; or -1, having told home (at most once per UP_WANT_NS) that more are wanted. */
-UP_INLINE int up_stock_take(__u32 workload, __u32 endpoint, __u32 cluster, const struct up_endpoint *e, struct up_tuple *t)
+UP_INLINE int up_stock_take(__u32 workload, __u32 endpoint, __u32 cluster, const struct up_endpoint *e,
+			    struct up_tuple *t)
 {
 	struct up_stock_key key = { workload, endpoint };
 	struct up_stock *s = bpf_map_lookup_elem(&stocks, &key);

@@ -207,7 +207,8 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 		r = up_decide(skb, c, p, l.idle);
 		if (r != UP_TC_OK)
 			return r;
-	} else if (c->state == UP_AWAY && p->pay && !c->left && up_before(p->seq, c->next) && up_after(p->seq + p->pay, c->next)) {
+	} else if (c->state == UP_AWAY && p->pay && !c->left && up_before(p->seq, c->next) &&
+		   up_after(p->seq + p->pay, c->next)) {
 		/* A pipelined head rides behind this body: it must not reach this endpoint undecided. */
 		if (up_cut(skb, p, c->next - p->seq))
 			return UP_TC_SHOT;

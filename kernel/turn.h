@@ -56,7 +56,7 @@ static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 
 	tcp[13] = 0x10; /* ACK alone */
 	((struct up_u16 *)(tcp + 14))->v = bpf_htons(512);
 	((struct up_u32 *)(tcp + 16))->v = 0; /* checksum, urgent pointer */
-	if (ts) { /* our newest stamp is the one that it echoes */
+	if (ts) {			      /* our newest stamp is the one that it echoes */
 		stamp = o[1];
 		o[1] = o[2];
 		o[2] = stamp;
@@ -90,12 +90,13 @@ static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 
 	if (up_checksum_partial(skb)) {
 		((struct up_u16 *)(tcp + 16))->v = up_fold16(up_fold32(pseudo));
 	} else {
-		__s64 sum = ts ? bpf_csum_diff(0, 0, (__be32 *)tcp, 32, up_fold32(pseudo)) : bpf_csum_diff(0, 0, (__be32 *)tcp, 20, up_fold32(pseudo));
+		__s64 sum = ts ? bpf_csum_diff(0, 0, (__be32 *)tcp, 32, up_fold32(pseudo))
+			       : bpf_csum_diff(0, 0, (__be32 *)tcp, 20, up_fold32(pseudo));
 
 		((struct up_u16 *)(tcp + 16))->v = ~up_fold16((__u32)sum);
 	}
-	if (p->v6 ? (ts ? bpf_skb_store_bytes(skb, 0, b, 86, 0) : bpf_skb_store_bytes(skb, 0, b, 74, 0)) :
-		    (ts ? bpf_skb_store_bytes(skb, 0, b, 66, 0) : bpf_skb_store_bytes(skb, 0, b, 54, 0)))
+	if (p->v6 ? (ts ? bpf_skb_store_bytes(skb, 0, b, 86, 0) : bpf_skb_store_bytes(skb, 0, b, 74, 0))
+		  : (ts ? bpf_skb_store_bytes(skb, 0, b, 66, 0) : bpf_skb_store_bytes(skb, 0, b, 54, 0)))
 		return UP_TC_SHOT;
 	skb->mark = UP_MARK_TURNED;
 	up_count(UP_C_TURNED);

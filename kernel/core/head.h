@@ -25,11 +25,11 @@ struct up_line {
 #define UP_HEAD_PORT 16 /* the host came with a port */
 
 struct up_head {
-	__u32 reason; /* UP_OK, or why this is not for the kernel */
-	__u32 len;    /* bytes of the head with its empty line; 0: not whole */
-	__u32 method; /* enum up_method */
-	__u32 flags;  /* UP_HEAD_* */
-	__u64 length; /* of the body */
+	__u32 reason;	      /* UP_OK, or why this is not for the kernel */
+	__u32 len;	      /* bytes of the head with its empty line; 0: not whole */
+	__u32 method;	      /* enum up_method */
+	__u32 flags;	      /* UP_HEAD_* */
+	__u64 length;	      /* of the body */
 	__u16 path, path_len; /* without query */
 	__u16 target_len;     /* with query */
 	__u16 host, host_len; /* without port */
@@ -41,8 +41,8 @@ struct up_head {
 /* The parser's state between two steps. It lives beside the buffer, not on the stack: what the verifier loads from a map value it
  * knows nothing about, so states of a loop that differ only in numbers are one. */
 struct up_scan {
-	__u32 n;   /* bytes in buf */
-	__u32 pos; /* next byte to read */
+	__u32 n;	      /* bytes in buf */
+	__u32 pos;	      /* next byte to read */
 	__u32 segment, query; /* of the target; segment: 0 at its start, 1 ".", 2 "..", 3 other */
 	__u32 in_value;
 	__u32 name, name_len, hash, value;
@@ -66,12 +66,11 @@ struct up_step {
 };
 
 /* The number v, which the verifier shall forget: stored in the scratch and loaded again. */
-#define up_opaque(s, v, mask)                                          \
-	({                                                             \
-		(s)->scan.pad = (v);                                   \
-		*(volatile __u32 *)&(s)->scan.pad & (mask);            \
+#define up_opaque(s, v, mask)                              \
+	({                                                 \
+		(s)->scan.pad = (v);                       \
+		*(volatile __u32 *)&(s)->scan.pad &(mask); \
 	})
-
 
 #define UP_BUF(i) up_bound(i, UP_HEAD_MAX - 1)
 #define UP_TARGET_STEP 16
@@ -235,7 +234,8 @@ UP_INLINE void up_scan_known(struct up_scratch *s, __u32 value_len)
 			c->reason = UP_R_UPGRADE;
 		break;
 	case 10:
-		if (up_lower64(n) == UP_8('c', 'o', 'n', 'n', 'e', 'c', 't', 'i') && up_lower16(n + 8) == ('o' | 'n' << 8)) {
+		if (up_lower64(n) == UP_8('c', 'o', 'n', 'n', 'e', 'c', 't', 'i') &&
+		    up_lower16(n + 8) == ('o' | 'n' << 8)) {
 			if (value_len == 5 && up_lower32(v) == UP_4('c', 'l', 'o', 's') && (v[4] | 0x20) == 'e')
 				s->head.flags |= UP_HEAD_CLOSE;
 			else if (!(value_len == 10 && up_lower64(v) == UP_8('k', 'e', 'e', 'p', '-', 'a', 'l', 'i') &&
@@ -244,15 +244,16 @@ UP_INLINE void up_scan_known(struct up_scratch *s, __u32 value_len)
 		}
 		break;
 	case 14:
-		if (up_lower64(n) == UP_8('c', 'o', 'n', 't', 'e', 'n', 't', '-') && up_lower64(n + 6) == UP_8('t', '-', 'l', 'e', 'n', 'g', 't', 'h'))
+		if (up_lower64(n) == UP_8('c', 'o', 'n', 't', 'e', 'n', 't', '-') &&
+		    up_lower64(n + 6) == UP_8('t', '-', 'l', 'e', 'n', 'g', 't', 'h'))
 			up_scan_length(s, c->value, value_len);
 		else if (up_lower64(n) == UP_8('h', 't', 't', 'p', '2', '-', 's', 'e') &&
 			 up_lower64(n + 6) == UP_8('s', 'e', 't', 't', 'i', 'n', 'g', 's'))
 			c->reason = UP_R_UPGRADE;
 		break;
 	case 17:
-		if (up_lower64(n) == UP_8('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') && up_lower64(n + 8) == UP_8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') &&
-		    (n[16] | 0x20) == 'g')
+		if (up_lower64(n) == UP_8('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') &&
+		    up_lower64(n + 8) == UP_8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') && (n[16] | 0x20) == 'g')
 			c->reason = UP_R_CHUNKED_REQUEST;
 		break;
 	}
@@ -384,8 +385,8 @@ UP_INLINE __u32 up_scan_host(struct up_scratch *s)
 			port = 1;
 			s->head.flags |= UP_HEAD_PORT;
 			continue;
-		} else if (bracket == 2 || !((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_' ||
-					     (c == ':' && bracket == 1))) {
+		} else if (bracket == 2 || !((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.' ||
+					     c == '_' || (c == ':' && bracket == 1))) {
 			return UP_R_BAD_HOST;
 		}
 		len = up_opaque(s, len, 127);

@@ -23,12 +23,12 @@ static volatile const __u32 up_zero;
 #define UP_ZERO up_zero
 #define up_loop(n, callback, state) bpf_loop(n, callback, state, 0)
 /* Keeps a bound where the compiler would prove it away but the verifier cannot follow. mask: a power of two minus one. */
-#define up_bound(v, mask)                             \
-	({                                            \
-		__u32 __v = (v);                      \
-		asm volatile("" : "+r"(__v));         \
-		__v &= (mask);                        \
-		__v;                                  \
+#define up_bound(v, mask)                     \
+	({                                    \
+		__u32 __v = (v);              \
+		asm volatile("" : "+r"(__v)); \
+		__v &= (mask);                \
+		__v;                          \
 	})
 #define UP_INLINE static __always_inline
 #define UP_FUNCTION __attribute__((noinline))

@@ -81,7 +81,8 @@ UP_INLINE void up_response_pass(struct up_response *r, __u32 seen)
 
 UP_INLINE int up_response_wants(const struct up_response *r)
 {
-	return r->state == UP_RSP_HEAD || r->state == UP_RSP_SPLIT || (r->state == UP_RSP_CHUNKS && !(r->flags & UP_RSPF_DONE));
+	return r->state == UP_RSP_HEAD || r->state == UP_RSP_SPLIT ||
+	       (r->state == UP_RSP_CHUNKS && !(r->flags & UP_RSPF_DONE));
 }
 
 UP_INLINE void up_response_done(struct up_response *r)
@@ -333,8 +334,10 @@ UP_INLINE __u8 up_response_line(const __u8 *b)
 	if (w == UP_8('c', 'o', 'n', 't', 'e', 'n', 't', '-'))
 		return up_lower64(b + 7) == UP_8('-', 'l', 'e', 'n', 'g', 't', 'h', ':') ? UP_H_LENGTH : UP_H_SKIP;
 	if (w == UP_8('t', 'r', 'a', 'n', 's', 'f', 'e', 'r'))
-		return up_lower64(b + 8) == UP_8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') && up_lower16(b + 16) == ('g' | ':' << 8) ? UP_H_CODING :
-																     UP_H_SKIP;
+		return up_lower64(b + 8) == UP_8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') &&
+				       up_lower16(b + 16) == ('g' | ':' << 8)
+			       ? UP_H_CODING
+			       : UP_H_SKIP;
 	if (w == UP_8('c', 'o', 'n', 'n', 'e', 'c', 't', 'i'))
 		return up_lower16(b + 8) == ('o' | 'n' << 8) && b[10] == ':' ? UP_H_CONNECTION : UP_H_SKIP;
 	return UP_H_SKIP;

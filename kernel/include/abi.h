@@ -38,37 +38,37 @@
 #define UP_ABI_VERSION 1
 
 /* ---- limits: each a constant with its reason ---- */
-#define UP_WORKLOADS 1024	 /* pods of one node: Kubernetes' default is 110, large nodes 500 */
-#define UP_SERVICES 16384	 /* (view, VIP, port) of one node */
-#define UP_TABLES 4096		 /* route configurations of one node, shared between views that are equal */
-#define UP_VHOSTS 65536		 /* (route configuration, domain): a service has about six domains */
-#define UP_PROGRAMS 1024	 /* virtual hosts with more than one plain route; one is about 400 KiB */
-#define UP_CLUSTERS 8192	 /* clusters that some route or service of the node's views names */
-#define UP_CLUSTER_SLOTS 256	 /* endpoints of one cluster, weights expanded; more is a named rejection */
-#define UP_ENDPOINTS 16384	 /* distinct (address, port) of all clusters */
-#define UP_ROUTE_IDS 16384	 /* routes with counters */
-#define UP_CONNS 65536		 /* clients and upstreams alive at once, and clients closed less than a grace period ago */
-#define UP_STOCK_SLOTS 256	 /* free upstreams of one (workload, endpoint) */
+#define UP_WORKLOADS 1024    /* pods of one node: Kubernetes' default is 110, large nodes 500 */
+#define UP_SERVICES 16384    /* (view, VIP, port) of one node */
+#define UP_TABLES 4096	     /* route configurations of one node, shared between views that are equal */
+#define UP_VHOSTS 65536	     /* (route configuration, domain): a service has about six domains */
+#define UP_PROGRAMS 1024     /* virtual hosts with more than one plain route; one is about 400 KiB */
+#define UP_CLUSTERS 8192     /* clusters that some route or service of the node's views names */
+#define UP_CLUSTER_SLOTS 256 /* endpoints of one cluster, weights expanded; more is a named rejection */
+#define UP_ENDPOINTS 16384   /* distinct (address, port) of all clusters */
+#define UP_ROUTE_IDS 16384   /* routes with counters */
+#define UP_CONNS 65536	     /* clients and upstreams alive at once, and clients closed less than a grace period ago */
+#define UP_STOCK_SLOTS 256   /* free upstreams of one (workload, endpoint) */
 #define UP_STOCKS 16384
 #define UP_EVENTS_BYTES (1 << 20)
 #define UP_NAME_TEXT 1024
 
-#define UP_HOST_MAX 92		 /* bytes of a domain, so that a key is 96 bytes; longer hosts punt */
-#define UP_HEAD_MAX 4096	 /* bytes of a request head that the kernel reads; longer heads punt */
-#define UP_LINES_MAX 64		 /* header lines; Envoy refuses above 100, most clients send fewer than 30 */
-#define UP_NAME_MAX 64		 /* bytes of one header name */
-#define UP_RSP_HEAD_MAX 1024	 /* bytes of a response head read at once; a power of two */
+#define UP_HOST_MAX 92	     /* bytes of a domain, so that a key is 96 bytes; longer hosts punt */
+#define UP_HEAD_MAX 4096     /* bytes of a request head that the kernel reads; longer heads punt */
+#define UP_LINES_MAX 64	     /* header lines; Envoy refuses above 100, most clients send fewer than 30 */
+#define UP_NAME_MAX 64	     /* bytes of one header name */
+#define UP_RSP_HEAD_MAX 1024 /* bytes of a response head read at once; a power of two */
 
 /* A route program's budgets; the compiler rejects by name what does not fit (no truncation). */
-#define UP_STATES 16384		 /* DFA states, all matchers of a virtual host; state 0 is dead */
-#define UP_CELLS 32768		 /* transitions that are not a state's default, in row displacement form */
-#define UP_SETS 2048		 /* distinct sets of routes that a path can match */
-#define UP_CANDIDATES 16384	 /* all sets' routes, one after the other */
-#define UP_CANDIDATES_MAX 128	 /* routes in one set: bounds the walk of one request */
-#define UP_BITSETS 512		 /* distinct sets of header predicates that a value can satisfy */
-#define UP_HEADERS 16		 /* header names that some route of the virtual host looks at */
-#define UP_ROUTES 1024		 /* routes of one virtual host */
-#define UP_WEIGHTS 8		 /* destinations of one route */
+#define UP_STATES 16384	      /* DFA states, all matchers of a virtual host; state 0 is dead */
+#define UP_CELLS 32768	      /* transitions that are not a state's default, in row displacement form */
+#define UP_SETS 2048	      /* distinct sets of routes that a path can match */
+#define UP_CANDIDATES 16384   /* all sets' routes, one after the other */
+#define UP_CANDIDATES_MAX 128 /* routes in one set: bounds the walk of one request */
+#define UP_BITSETS 512	      /* distinct sets of header predicates that a value can satisfy */
+#define UP_HEADERS 16	      /* header names that some route of the virtual host looks at */
+#define UP_ROUTES 1024	      /* routes of one virtual host */
+#define UP_WEIGHTS 8	      /* destinations of one route */
 
 /* ---- connections ---- */
 struct up_tuple { /* as the pod sees it: local is the pod's own end */
@@ -114,8 +114,8 @@ struct up_response {
 	__u8 match;   /* bytes of the line or word being read, up to 255 */
 	__u8 pad[2];
 };
-#define UP_RSPF_HEAD 1	   /* the request was HEAD: no body */
-#define UP_RSPF_CHUNKED 2  /* seen in the head under way */
+#define UP_RSPF_HEAD 1	  /* the request was HEAD: no body */
+#define UP_RSPF_CHUNKED 2 /* seen in the head under way */
 #define UP_RSPF_LENGTH 4
 #define UP_RSPF_CLOSE 8	   /* Connection: close was answered */
 #define UP_RSPF_DONE 16	   /* all bytes of the response are placed: it ends at `end` */
@@ -142,9 +142,9 @@ struct up_conn {
 	__u8 flags;  /* UP_CF_* */
 	__u8 family; /* of the packets: 4 or 6 */
 
-	__u32 S, R, T;	 /* wire, valid while frozen */
-	__u32 oS, oR;	 /* upstream: its owner's numbers; client: its first numbers (of the home wire) */
-	__u32 tsoff;	 /* the socket's own timestamp offset (tcp_sock.tsoffset) */
+	__u32 S, R, T;	  /* wire, valid while frozen */
+	__u32 oS, oR;	  /* upstream: its owner's numbers; client: its first numbers (of the home wire) */
+	__u32 tsoff;	  /* the socket's own timestamp offset (tcp_sock.tsoffset) */
 	__u32 dseq, dack; /* client: of the wire in use; upstream: of the lending */
 	__u32 tsout, tsin;
 	__u8 rws, sws;	 /* window scales: what this end announced, what the peer announced */
@@ -161,9 +161,9 @@ struct up_conn {
 	__u32 cluster;
 	__u32 route; /* of the request under way */
 
-	__u32 next;  /* client: where the next request head is due */
-	__u64 left;  /* client: bytes of the request's body beyond `next` (as up_response.left) */
-	__u32 sync;  /* client at home, unsynced: home says that a head is due here, if `synced` */
+	__u32 next; /* client: where the next request head is due */
+	__u64 left; /* client: bytes of the request's body beyond `next` (as up_response.left) */
+	__u32 sync; /* client at home, unsynced: home says that a head is due here, if `synced` */
 	__u32 synced;
 	__u32 sent;  /* client at home: the byte behind the last one that went to home */
 	__u32 since; /* client: sequence number of the last switch */
@@ -177,11 +177,11 @@ struct up_conn {
 
 	struct up_response rsp;
 
-	__u64 cookie;	    /* socket cookie: tells an entry from its successor on the same tuple */
-	__u64 start_ns;	    /* of the request under way */
-	__u64 closed_ns;    /* when it became UP_CLOSED or UP_DEAD */
-	__u32 home;	    /* upstream: up_config.home_generation when it was opened; another one: its owner is gone */
-	__u32 requests;	    /* served so far */
+	__u64 cookie;	 /* socket cookie: tells an entry from its successor on the same tuple */
+	__u64 start_ns;	 /* of the request under way */
+	__u64 closed_ns; /* when it became UP_CLOSED or UP_DEAD */
+	__u32 home;	 /* upstream: up_config.home_generation when it was opened; another one: its owner is gone */
+	__u32 requests;	 /* served so far */
 };
 #define UP_CF_UNSYNCED 1 /* client at home: bytes of unknown framing were sent; no decision until home says SYNC */
 #define UP_CF_FIN 2	 /* the client has sent a FIN */
@@ -201,7 +201,7 @@ struct up_socket {
 	__be16 vport;
 	__u8 family; /* family of the socket: 4 or 6 */
 	__u8 pad;
-	__u32 home;    /* upstream: home generation */
+	__u32 home; /* upstream: home generation */
 	__u32 cluster;
 };
 
@@ -211,9 +211,9 @@ struct up_stock_key {
 };
 struct up_stock {
 	struct bpf_spin_lock lock;
-	__u16 n;	  /* entries of port[] in use; the last is lent first (warm) */
-	__u16 misses;	  /* since home last looked (wraps) */
-	__u64 wanted_ns;  /* when the last UP_EVENT_WANT was sent: at most one per UP_WANT_NS */
+	__u16 n;	 /* entries of port[] in use; the last is lent first (warm) */
+	__u16 misses;	 /* since home last looked (wraps) */
+	__u64 wanted_ns; /* when the last UP_EVENT_WANT was sent: at most one per UP_WANT_NS */
 	__u32 laddr[4];
 	__be16 port[UP_STOCK_SLOTS]; /* local ports of free upstreams */
 };
@@ -231,7 +231,7 @@ struct up_config {
 	__u32 home_generation; /* home: +1 at each start */
 	__u32 flags;	       /* UP_CFG_* */
 	struct up_address home4, home6; /* home peer per family */
-	__u32 home_kind;       /* 0: underpass-home, 1: an Envoy (no SYNC will come) */
+	__u32 home_kind;		/* 0: underpass-home, 1: an Envoy (no SYNC will come) */
 	__u32 pad;
 };
 
@@ -241,7 +241,8 @@ struct up_cgroup {
 struct up_workload {
 	__u32 view; /* 0: unused */
 	__u32 flags;
-	__u32 addr4[4], addr6[4]; /* its own addresses: an endpoint that is the workload itself cannot be lent (hairpin) */
+	__u32 addr4[4],
+		addr6[4]; /* its own addresses: an endpoint that is the workload itself cannot be lent (hairpin) */
 };
 
 enum up_service_kind { UP_SERVICE_NONE = 0, UP_SERVICE_HTTP = 1, UP_SERVICE_TCP = 2, UP_SERVICE_REFUSE = 3 };
@@ -270,8 +271,8 @@ struct up_action {
 	struct up_weight to[UP_WEIGHTS];
 };
 struct up_service {
-	__u32 kind;  /* enum up_service_kind */
-	__u32 table; /* UP_SERVICE_HTTP */
+	__u32 kind;	      /* enum up_service_kind */
+	__u32 table;	      /* UP_SERVICE_HTTP */
 	struct up_action tcp; /* UP_SERVICE_TCP */
 };
 
@@ -279,8 +280,8 @@ struct up_table {
 	__u32 flags; /* UP_TABLE_* */
 };
 #define UP_TABLE_LIVE 1
-#define UP_TABLE_WILD 2	      /* some domain is `*.x` */
-#define UP_TABLE_ANY 4	      /* domain `*` exists */
+#define UP_TABLE_WILD 2	       /* some domain is `*.x` */
+#define UP_TABLE_ANY 4	       /* domain `*` exists */
 #define UP_TABLE_IGNORE_PORT 8 /* ignore_port_in_host_matching */
 
 struct up_vhost_key {
@@ -296,12 +297,13 @@ struct up_vhost {
 enum up_lb { UP_LB_ROUND_ROBIN = 0, UP_LB_RANDOM = 1, UP_LB_LEAST_REQUEST = 2 };
 struct up_cluster {
 	struct bpf_spin_lock lock;
-	__u32 n;    /* slots in use; 0: no endpoint */
-	__u32 lb;   /* enum up_lb */
-	__u32 turn; /* round robin, counted by the kernel */
+	__u32 n;       /* slots in use; 0: no endpoint */
+	__u32 lb;      /* enum up_lb */
+	__u32 turn;    /* round robin, counted by the kernel */
 	__u32 choices; /* least request: how many are compared (Envoy's default 2) */
-	__u32 live; /* 1: the cluster exists */
-	__u32 slot[UP_CLUSTER_SLOTS]; /* endpoint ids; an endpoint of weight w stands w times (weights reduced by their divisor) */
+	__u32 live;    /* 1: the cluster exists */
+	__u32 slot
+		[UP_CLUSTER_SLOTS]; /* endpoint ids; an endpoint of weight w stands w times (weights reduced by their divisor) */
 };
 
 struct up_endpoint {
@@ -311,9 +313,9 @@ struct up_endpoint {
 	__u8 live;   /* 0: gone; home closes its upstreams */
 };
 struct up_endpoint_stat {
-	__u32 active;	/* requests under way on lent wires */
+	__u32 active; /* requests under way on lent wires */
 	__u32 requests;
-	__u32 errors;	/* status >= 500 */
+	__u32 errors; /* status >= 500 */
 	__u32 pad;
 };
 
@@ -358,7 +360,7 @@ struct up_cell {
 	__u16 next;
 };
 struct up_header {
-	__u32 hash;    /* up_name_hash() of the lower-case name; 0: unused */
+	__u32 hash; /* up_name_hash() of the lower-case name; 0: unused */
 	__u16 len;
 	__u16 start;   /* 0: only presence matters */
 	__u64 present; /* predicate bit of "is there", or 0 */
@@ -423,7 +425,7 @@ enum up_reason {
 	UP_R_UPGRADE = 15,
 	UP_R_DUPLICATE = 16, /* a header that decides comes twice */
 	UP_R_PIPELINED = 17,
-	UP_R_UNSYNCED = 18,  /* home is still busy with bytes of unknown framing */
+	UP_R_UNSYNCED = 18, /* home is still busy with bytes of unknown framing */
 	UP_R_URGENT = 19,
 	/* no rule, or a rule that is not for the kernel */
 	UP_R_NO_TABLE = 20,
@@ -444,7 +446,7 @@ enum up_reason {
 	UP_R_ROUTE_RETRY = 35,
 	UP_R_ROUTE_HASH = 36,
 	UP_R_ROUTE_OTHER = 37,
-	UP_R_CAPACITY = 38,  /* the virtual host or route is over a budget */
+	UP_R_CAPACITY = 38, /* the virtual host or route is over a budget */
 	/* no wire */
 	UP_R_NO_UPSTREAM = 40, /* the stock is empty; home opens more */
 	UP_R_HAIRPIN = 41,     /* the endpoint is the client itself */
@@ -452,27 +454,27 @@ enum up_reason {
 	UP_R_MSS = 43,	       /* the endpoint takes smaller segments than the client sends */
 	UP_R_TIMESTAMPS = 44,  /* the two sockets' timestamps count in different units */
 	UP_R_ENDPOINT_GONE = 45,
-	UP_R_HALF_CLOSE = 46,  /* the request comes with a FIN */
+	UP_R_HALF_CLOSE = 46, /* the request comes with a FIN */
 	UP_R_LAST = 48,
 };
 
 enum up_counter {
-	UP_C_CONNECT_HTTP,  /* connect hooks: sent to the home peer */
-	UP_C_CONNECT_TCP,   /* connect hooks: sent to an endpoint */
+	UP_C_CONNECT_HTTP,    /* connect hooks: sent to the home peer */
+	UP_C_CONNECT_TCP,     /* connect hooks: sent to an endpoint */
 	UP_C_CONNECT_REFUSED, /* connect hooks: no endpoint */
-	UP_C_CLIENTS,	    /* clients established */
-	UP_C_UPSTREAMS,	    /* upstreams established */
-	UP_C_CONNS_FULL,    /* no room in conns: the client stays at home for good */
-	UP_C_HEADS,	    /* request heads seen */
-	UP_C_KERNEL,	    /* requests that the kernel decided */
-	UP_C_HOME,	    /* requests left to the home peer */
+	UP_C_CLIENTS,	      /* clients established */
+	UP_C_UPSTREAMS,	      /* upstreams established */
+	UP_C_CONNS_FULL,      /* no room in conns: the client stays at home for good */
+	UP_C_HEADS,	      /* request heads seen */
+	UP_C_KERNEL,	      /* requests that the kernel decided */
+	UP_C_HOME,	      /* requests left to the home peer */
 	UP_C_SWITCHES,
-	UP_C_SAME_WIRE,	    /* decided for the wire already in use */
-	UP_C_RESPONSES,     /* responses followed to their end */
-	UP_C_RECLAIMED,	    /* wires taken back from idle clients */
-	UP_C_HELD,	    /* packets held back: earlier bytes or responses outstanding */
-	UP_C_WINDOW_HELD,   /* packets above the endpoint's window held back */
-	UP_C_CUT,	    /* packets cut in front of a pipelined head */
+	UP_C_SAME_WIRE,	  /* decided for the wire already in use */
+	UP_C_RESPONSES,	  /* responses followed to their end */
+	UP_C_RECLAIMED,	  /* wires taken back from idle clients */
+	UP_C_HELD,	  /* packets held back: earlier bytes or responses outstanding */
+	UP_C_WINDOW_HELD, /* packets above the endpoint's window held back */
+	UP_C_CUT,	  /* packets cut in front of a pipelined head */
 	UP_C_SLOW_OPTIONS,
 	UP_C_TURNED,	    /* home's repetitions answered for an absent client */
 	UP_C_OWNER_DROPPED, /* packets of a lent wire's owner */
@@ -492,7 +494,7 @@ struct up_route_stat {
 	__u64 punted;
 };
 struct up_punt_key {
-	__u32 route; /* 0: not known */
+	__u32 route;  /* 0: not known */
 	__u32 reason; /* enum up_reason */
 };
 struct up_home_stat {
@@ -506,9 +508,10 @@ struct up_interface_stat {
 
 /* ---- kernel -> home ---- */
 enum up_event_type {
-	UP_EVENT_WANT = 1,   /* (workload, endpoint, cluster): the stock is empty or missing */
-	UP_EVENT_DEAD = 2,   /* upstream `tuple` must be reset and forgotten */
-	UP_EVENT_CLOSED = 3, /* client `tuple` was closed: close its home connection, forget it after the grace period */
+	UP_EVENT_WANT = 1, /* (workload, endpoint, cluster): the stock is empty or missing */
+	UP_EVENT_DEAD = 2, /* upstream `tuple` must be reset and forgotten */
+	UP_EVENT_CLOSED =
+		3, /* client `tuple` was closed: close its home connection, forget it after the grace period */
 };
 struct up_event {
 	__u32 type;
@@ -523,10 +526,11 @@ struct up_event {
 /* ---- home -> kernel: program `up_control` (SCHED_CLS), run with BPF_PROG_TEST_RUN over a packet that is this struct ---- */
 enum up_control_op {
 	UP_CTL_RECLAIM = 1, /* take upstream `tuple` back from its client if that is idle, and stock it */
-	UP_CTL_KILL = 2,    /* unstock upstream `tuple` and forget it; BUSY (and never lent again) while a client has it */
-	UP_CTL_SYNC = 3,    /* client `tuple` (local: the client's end): home has got `received` bytes and will have sent `sent` bytes
+	UP_CTL_KILL = 2, /* unstock upstream `tuple` and forget it; BUSY (and never lent again) while a client has it */
+	UP_CTL_SYNC =
+		3, /* client `tuple` (local: the client's end): home has got `received` bytes and will have sent `sent` bytes
 			       (both modulo 2^32) when all that it was asked is answered: the next head is due there */
-	UP_CTL_FORGET = 4,  /* remove client `tuple` if it is closed and its cookie is `cookie` */
+	UP_CTL_FORGET = 4, /* remove client `tuple` if it is closed and its cookie is `cookie` */
 };
 enum up_control_result { UP_CTL_OK = 0, UP_CTL_BUSY = 1, UP_CTL_GONE = 2, UP_CTL_INVALID = 3 };
 struct up_control {
