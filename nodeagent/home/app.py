@@ -22,6 +22,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from nodeagent.abi.codec import offset_of
+from nodeagent.abi.layout import STRUCTS
 from nodeagent.abi.numbers import ABI_VERSION, EventType
 from nodeagent.abi.records import Event
 from nodeagent.bpf import features
@@ -31,7 +32,7 @@ from nodeagent.bpf.kernel import LinuxKernel
 from nodeagent.core.decide import MAPS as DECISION_MAPS
 from nodeagent.core.decide import Decider
 from nodeagent.core.libcore import Core
-from nodeagent.errors import AgentError, SettingsError
+from nodeagent.errors import AgentError, LayoutError, SettingsError
 from nodeagent.home.clients import Clients
 from nodeagent.home.control import Control
 from nodeagent.home.loop import IN, Loop
@@ -48,6 +49,10 @@ from nodeagent.node.registry import Registry
 log = logging.getLogger("underpass.home")
 
 MAPS = (*DECISION_MAPS, "config", "cgroup_workload", "conns", "stocks", "events", "sockets", "home_stats")
+_LAYOUTS = {
+    "config": "up_config", "conns": "up_conn", "stocks": "up_stock", "endpoints": "up_endpoint", "tables": "up_table",
+    "clusters": "up_cluster", "vhosts": "up_vhost", "sockets": "up_socket", "home_stats": "up_home_stat",
+}  # fmt: skip
 _VERSION, _GENERATION, _HOME = (offset_of("up_config", n) for n in ("version", "generation", "home_generation"))
 _DEFAULT_MSS = 1360
 """Fits into every endpoint's segments even behind IPv6 on an overlay of 1450 bytes."""
@@ -267,6 +272,17 @@ def wait_for_agent(kernel: Kernel, paths: NodePaths) -> Loaded:
         time.sleep(0.1)
 
 
+def check_layouts(maps: Mapping[str, Map]) -> None:
+    """Refuses to read structures of another build, which would be misread without any error. LayoutError."""
+    for name, structure in _LAYOUTS.items():
+        size, expected = maps[name].info.value_size, STRUCTS[structure][0]
+        if size != expected:
+            raise LayoutError(
+                f"pinned map {name}", f"its values have {size} bytes, this home's struct {structure} {expected}",
+                "home and agent are of different builds: upgrade both",
+            )  # fmt: skip
+
+
 def join_cgroup(cgroup: Path) -> None:
     """Moves this process into home's cgroup, where its upstreams are recognised."""
     try:
@@ -312,6 +328,7 @@ def run(settings: Settings) -> None:
         join_cgroup(paths.home_cgroup)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until `serve` has its own
         pinned = wait_for_agent(kernel, paths)
+        check_layouts(pinned.maps)
         for repair in Attacher(kernel, paths, pinned.programs).attach_home():
             log.info("attached %s to home's cgroup (%s)", repair.slot, repair.why)
         Home(settings, kernel, paths, pinned, core).serve()
