@@ -42,8 +42,10 @@ class _Must:
 
 
 MUST: Final = _Must()
+#: In place of a version: the client refused the response that had it and may have kept it or not.
+DOUBT: Final = "in doubt"
 Told = str | _Must | None
-"""What the client has of a pending name: a version, nothing (None), or it has to be answered anyway (MUST)."""
+"""What the client has of a pending name: a version (or DOUBT), nothing (None), or it must be answered anyway (MUST)."""
 
 
 @dataclass(slots=True)
@@ -196,7 +198,7 @@ class Channel:
                 yield alias
 
     def _note(self, name: str, told: Told) -> None:
-        self.pending.setdefault(name, told)
+        self.pending.setdefault(name, DOUBT if name in self.uncertain else told)
 
     def _advance_outside(self, view: View) -> bool:
         noted = False
@@ -240,7 +242,7 @@ class Channel:
         if not ready and self.retry_due:
             self.retry_due = False
             for name in self.uncertain:
-                self._note(name, MUST)
+                self._note(name, DOUBT)
             return self.additions(view)
         return ready
 
@@ -280,7 +282,10 @@ class Channel:
         if earlier:
             doubtful += [name for other in self.outstanding.values() for name in other.names]
         for name in doubtful:
-            if name not in self.pending and self.wants(name):
+            if name in self.pending:
+                if self.pending[name] is not MUST:
+                    self.pending[name] = DOUBT
+            elif self.wants(name):
                 self.uncertain[name] = None
         self.error, self.error_names = message or "refused without a reason", names
         return Nacked(self.type_url, nonce, self.error, code, names)

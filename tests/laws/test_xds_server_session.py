@@ -141,7 +141,7 @@ def salted(view: Snapshot) -> Snapshot:
 
 
 @pytest.mark.parametrize("delta", [True, False], ids=["delta", "sotw"])
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(first=views(), script=st.lists(STEPS, max_size=60), last=views())
 def test_they_converge(delta: bool, first: Snapshot, script: list[tuple[object, ...]], last: Snapshot) -> None:
     world = World(first, delta=delta)
