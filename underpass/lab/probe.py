@@ -5,8 +5,8 @@
     {"quit": true}
 
 Each line is answered by one JSON line: `requests`, `errors` (with the reasons in `why`), `connections` (how many were
-needed: one, if all is well), `versions` and `statuses` (how many answers of each), `p50_us`, `p99_us`, `seconds`; a flow
-also has `timeline`: runs of equal versions as [version, requests, first sent, last received], on CLOCK_MONOTONIC.
+needed: one, if all is well), `workloads` (answers of each) and `statuses`, `p50_us`, `p99_us`, `seconds`; a flow also
+has `timeline`: runs of one workload's answers as [workload, requests, first sent, last received], on CLOCK_MONOTONIC.
 A socket and no library in between, so that what is measured is the road and not the client.
 """
 
@@ -96,21 +96,21 @@ class Tally:
 
     def __init__(self) -> None:
         self.requests = 0
-        self.versions: Counter[str] = Counter()
+        self.workloads: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.times: list[float] = []
         self.timeline: list[list[Any]] = []
 
-    def add(self, version: str, sent: float, received: float) -> None:
-        """An answer from `version`."""
-        self.versions[version] += 1
+    def add(self, workload: str, sent: float, received: float) -> None:
+        """An answer from `workload`."""
+        self.workloads[workload] += 1
         self.times.append(received - sent)
-        if self.timeline and self.timeline[-1][0] == version:
+        if self.timeline and self.timeline[-1][0] == workload:
             self.timeline[-1][1] += 1
             self.timeline[-1][3] = received
         else:
-            self.timeline.append([version, 1, sent, received])
+            self.timeline.append([workload, 1, sent, received])
 
     def report(self, client: Client, seconds: float, with_timeline: bool) -> dict[str, Any]:
         """The JSON-able outcome."""
@@ -120,7 +120,7 @@ class Tally:
             "errors": sum(self.reasons.values()),
             "why": [reason for reason, _ in self.reasons.most_common(MAX_REASONS)],
             "connections": client.connections,
-            "versions": dict(self.versions),
+            "workloads": dict(self.workloads),
             "statuses": dict(self.statuses),
             "p50_us": round(times[len(times) // 2] * 1e6, 1),
             "p99_us": round(times[min(len(times) - 1, len(times) * 99 // 100)] * 1e6, 1),
@@ -143,7 +143,7 @@ def ask(client: Client, tally: Tally, head: bytes) -> None:
             tally.reasons[f"status {status}: {body[:100].decode('latin-1')}"] += 1
             return
         answer = json.loads(body)
-        tally.add(f"{answer['workload']}", sent, received)
+        tally.add(str(answer["workload"]), sent, received)
     except (OSError, AnswerError, ValueError, KeyError, TypeError) as error:
         tally.reasons[f"{type(error).__name__}: {error}"] += 1
         time.sleep(0.001)

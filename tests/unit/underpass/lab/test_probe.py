@@ -37,6 +37,7 @@ class Scripted:
                 sock, _ = self.listener.accept()
             except OSError:
                 return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with sock:
                 while self.replies and (data := sock.recv(65536)):
                     self.seen.append(data)
@@ -61,12 +62,12 @@ def _start() -> Iterator[Any]:
         server.listener.close()
 
 
-def test_counts_versions_on_one_connection(start: Any) -> None:
+def test_counts_workloads_on_one_connection(start: Any) -> None:
     server = start(*[answer(GOOD)] * 3, answer(OTHER))
     client = Client("127.0.0.1", server.port, "catalog")
     report = carry_out(client, {"run": 4, "target": "/t", "headers": {"end-user": "tester"}})
     client.close()
-    assert report["versions"] == {"catalog-v1": 3, "catalog-v2": 1}
+    assert report["workloads"] == {"catalog-v1": 3, "catalog-v2": 1}
     assert (report["requests"], report["errors"], report["connections"]) == (4, 0, 1)
     assert server.seen[0] == b"GET /t HTTP/1.1\r\nhost: catalog\r\nend-user: tester\r\n\r\n"
 
@@ -77,7 +78,7 @@ def test_errors_are_errors_and_a_new_connection_is_told(start: Any) -> None:
     report = carry_out(client, {"run": 5})
     client.close()
     assert (report["requests"], report["errors"], report["connections"]) == (5, 3, 2)
-    assert report["versions"] == {"catalog-v1": 2}
+    assert report["workloads"] == {"catalog-v1": 2}
     assert report["statuses"] == {"200": 3, "503": 1}
     assert any("503" in reason for reason in report["why"])
 
@@ -89,7 +90,7 @@ def test_nobody_there_is_an_error_each_time() -> None:
     assert (report["errors"], report["connections"]) == (2, 0)
 
 
-def test_a_flow_tells_when_the_version_changed(start: Any) -> None:
+def test_a_flow_tells_when_the_answering_workload_changed(start: Any) -> None:
     server = start(*[answer(GOOD)] * 10, *[answer(OTHER)] * 100_000)
     client = Client("127.0.0.1", server.port)
     report = carry_out(client, {"flow": 0.2})
