@@ -214,6 +214,11 @@ class Session(ABC):
             and any(channel.outstanding for channel in self._order)
         )
 
+    @property
+    def settled(self) -> bool:
+        """Everything was said and answered."""
+        return not any(channel.pending or channel.outstanding for channel in self._order)
+
     def release(self) -> None:
         """The client had time enough: send removals although it has not answered."""
         self._released = True
