@@ -134,7 +134,8 @@ static __noinline int up_closed(struct bpf_sock_ops *ctx)
 {
 	struct up_tuple t = {};
 	struct up_conn *c;
-	int forget;
+	__u64 now = bpf_ktime_get_ns();
+	int frozen;
 
 	up_tuple_of(ctx, &t);
 	c = bpf_map_lookup_elem(&conns, &t);
@@ -142,18 +143,16 @@ static __noinline int up_closed(struct bpf_sock_ops *ctx)
 		return 0;
 	if (c->kind == UP_KIND_CLIENT)
 		return up_client_closed(c, &t);
-	/* an upstream's owner is gone; a lent wire goes on without it, until its client lets go */
+	/* An upstream's owner is gone; a lent wire goes on without it, until its client lets go. The entry of a frozen one stays until
+	 * home forgets it: a socket that is closed by a reset reaches this state before the reset leaves, which must carry the
+	 * wire's numbers. */
 	bpf_spin_lock(&c->lock);
-	forget = c->state == UP_FREE || c->state == UP_DEAD;
-	if (forget)
-		c->state = UP_DEAD;
-	else
-		c->state = UP_DYING;
+	frozen = c->state == UP_FREE || c->state == UP_DEAD;
+	c->state = frozen ? UP_DEAD : UP_DYING;
+	c->closed_ns = now;
 	bpf_spin_unlock(&c->lock);
-	if (forget) {
+	if (frozen)
 		up_stock_remove(c->workload, c->endpoint, t.lport);
-		bpf_map_delete_elem(&conns, &t);
-	}
 	return 0;
 }
 

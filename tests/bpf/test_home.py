@@ -247,7 +247,10 @@ def test_what_home_closes_is_closed_at_the_endpoint(setup: Setup) -> None:
     node.route("extra", 10, (1, 10))
     hosts = ["extra", "a"] * 20
     assert servers(setup.ask([get(host) for host in hosts])) == hosts
-    assert eventually(lambda: sockets_to(extra, setup.client) > 0)
+    # the server may repeat its last bytes once, 200 ms later; a socket that is closed by then would answer with a
+    # reset of the right numbers anyhow, and hide what this test is about
+    time.sleep(0.7)
+    assert sockets_to(extra, setup.client) > 0
     node.endpoint(10, extra, live=0)
     node.cluster(10)
     node.bump()
