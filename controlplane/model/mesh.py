@@ -85,7 +85,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A host that clients may name: a Kubernetes Service or one host of a ServiceEntry."""
+    """A host that clients may name: a Kubernetes Service or one host of a ServiceEntry.
+
+    ``name`` is what Istio's metadata calls it (a ServiceEntry's host), ``object`` is the object's own name.
+    """
 
     hostname: str
     namespace: str
@@ -103,6 +106,7 @@ class Service:
     selector: Labels = ()
     labels: Labels = ()
     local_only: bool = False
+    object: str = ""
 
     @property
     def age(self) -> tuple[float, str, str]:

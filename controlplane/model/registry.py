@@ -216,6 +216,7 @@ class _Collector:
             selector=service.selector,
             labels=service.meta.labels,
             local_only=service.internal_local,
+            object=key.name,
         )
         self.out.services.append(made)
         slices = self._slices.get((key.namespace, key.name), [])
@@ -314,6 +315,7 @@ class _Collector:
                     export_to=tuple(spec.export_to) or ("*",),
                     selector=freeze(spec.workload_selector.labels),
                     labels=entry.meta.labels,
+                    object=key.name,
                 )
             )
             for port in spec.ports:

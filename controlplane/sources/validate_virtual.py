@@ -60,7 +60,7 @@ def virtual_service(config: Config, out: Findings) -> None:
         elif _catches_all(rule):
             ended = path
     for index, rule in enumerate(spec.tls):
-        _tls(rule, f"tls[{index}]", list(spec.hosts), out)
+        _tls(rule, f"tls[{index}]", list(spec.hosts), config.meta.key.namespace, out)
     for index, rule in enumerate(spec.tcp):
         _tcp(rule, f"tcp[{index}]", out)
     out.export_to(spec.export_to)
@@ -333,7 +333,8 @@ def _l4_match(block: Any, path: str, out: Findings) -> None:
             out.gateway_name(name, f"{path}.gateways[{index}]")
 
 
-def _tls(rule: Any, path: str, hosts: list[str], out: Findings) -> None:
+def _tls(rule: Any, path: str, hosts: list[str], namespace: str, out: Findings) -> None:
+    full = [host if "." in host or host.startswith("*") else f"{host}.{namespace}.svc." for host in hosts]
     if not rule.match:
         out.error("no-match", "a tls rule needs a match with sniHosts", path)
     for index, block in enumerate(rule.match):
@@ -342,7 +343,7 @@ def _tls(rule: Any, path: str, hosts: list[str], out: Findings) -> None:
             out.error("no-match", "sniHosts is missing", here)
         for sni in block.sni_hosts:
             out.host(sni, f"{here}.sniHosts", ip=False)
-            if hosts and not any(matches(host, sni) for host in hosts):
+            if not any(matches(host, sni) or (host.endswith(".svc.") and sni.startswith(host)) for host in full):
                 out.error("bad-sni", f"SNI host {sni!r} is not among the VirtualService's hosts", f"{here}.sniHosts")
         _l4_match(block, here, out)
     if not rule.route:

@@ -357,7 +357,7 @@ def _transport(
             out.transport_socket.CopyFrom(client_mutual(settings.sni or sni, names_wanted, http2=http2))
         return
     if settings.mode in (SIMPLE, MUTUAL):
-        out.transport_socket.CopyFrom(client_tls(settings, http2=http2))
+        out.transport_socket.CopyFrom(client_tls(settings, http2=http2, sds=scope.key.mesh_certificates))
         if not settings.sni:
             _auto_sni(out, verify=not settings.subject_alt_names and not settings.insecure_skip_verify.value)
     if policy.proxy_protocol is not None:

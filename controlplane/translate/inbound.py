@@ -101,7 +101,13 @@ def _route(cluster: str, port: int, operation: str, service: Service | None) -> 
     if service is not None:
         route.metadata.CopyFrom(
             metadata(
-                service.kind, service.namespace, service.name, 0, service.source.file, service.source.line, istio=False
+                service.kind,
+                service.namespace,
+                service.object,
+                0,
+                service.source.file,
+                service.source.line,
+                istio=False,
             )
         )
     host = envoy.VirtualHost(name=f"inbound|http|{port}", domains=["*"], routes=[route])

@@ -140,7 +140,7 @@ def _plain_chain(service: Service, port: Port, scope: Scope) -> Any:
     out = filters.chain([filters.tcp(cluster, idle=_idle(service, port, scope))], slow=True)
     out.metadata.CopyFrom(
         metadata(
-            service.kind, service.namespace, service.name, 0, service.source.file, service.source.line, istio=False
+            service.kind, service.namespace, service.object, 0, service.source.file, service.source.line, istio=False
         )
     )
     return out

@@ -243,7 +243,7 @@ def default_route(service: Service, port: int, scope: Scope) -> Any:
         name="default",
         match=route_match(None),
         metadata=metadata(
-            service.kind, service.namespace, service.name, 0, service.source.file, service.source.line, istio=False
+            service.kind, service.namespace, service.object, 0, service.source.file, service.source.line, istio=False
         ),
     )
     out.route.cluster = names.cluster(service.hostname, port)

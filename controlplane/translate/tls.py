@@ -20,6 +20,8 @@ CIPHERS: Final = (
     "AES128-GCM-SHA256",
 )
 
+SYSTEM_ROOTS: Final = "/etc/ssl/certs/ca-certificates.crt"
+
 DISABLE, SIMPLE, MUTUAL, ISTIO_MUTUAL = range(4)
 
 
@@ -93,8 +95,12 @@ def auto_mutual(sni: str, sans: Iterable[str], *, http2: bool) -> list[Any]:
     ]
 
 
-def client_tls(settings: Any, *, http2: bool) -> Any:
-    """TLS to an outside server as a DestinationRule's ``tls`` block asks (modes SIMPLE and MUTUAL, by files)."""
+def client_tls(settings: Any, *, http2: bool, sds: bool) -> Any:
+    """TLS to an outside server as a DestinationRule's ``tls`` block asks (modes SIMPLE and MUTUAL, by files).
+
+    Without ``caCertificates`` the operating system's authorities count: istio-proxy is asked for them by SDS (``sds``),
+    another Envoy reads them where Debian keeps them, and refuses the cluster when there is no such file.
+    """
     common = envoy.CommonTlsContext(tls_params=_params(server=False), alpn_protocols=["h2"] if http2 else [])
     validation = envoy.CertificateValidationContext()
     for name in settings.subject_alt_names:
@@ -113,8 +119,11 @@ def client_tls(settings: Any, *, http2: bool) -> Any:
     elif settings.ca_certificates:
         validation.trusted_ca.filename = settings.ca_certificates
         common.validation_context.CopyFrom(validation)
+    elif sds:
+        common.combined_validation_context.default_validation_context.CopyFrom(validation)
+        common.combined_validation_context.validation_context_sds_secret_config.CopyFrom(secret("file-root:system"))
     else:
-        validation.system_root_certs.SetInParent()
+        validation.trusted_ca.filename = SYSTEM_ROOTS
         common.validation_context.CopyFrom(validation)
     return _socket(envoy.UpstreamTlsContext(common_tls_context=common, sni=settings.sni))
 
