@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from underpass.lab import lab, status
+from underpass.lab import follow, lab, status
 from underpass.lab.addresses import DEFAULT_NAME
-from underpass.lab.config import STDIN
+from underpass.lab.cli_files import read_all, read_file
 from underpass.lab.errors import LabError
-from underpass.lab.model import LinkOptions, Options, SourceFile
+from underpass.lab.model import LinkOptions, Options
 from underpass.lab.state import all_names, require
 
 app = typer.Typer(help="A mesh on one machine: Kubernetes YAML as local workloads.", no_args_is_help=True)
@@ -38,31 +37,6 @@ def fail(error: LabError) -> typer.Exit:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-def read_file(path: str) -> SourceFile:
-    """A file as the user named it; `-` is standard input. Raises LabError."""
-    try:
-        data = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
-    except OSError as error:
-        raise LabError(f"cannot read {path}", error.strerror or "", "name an existing YAML file", 2) from error
-    name = STDIN if path == STDIN else os.path.abspath(path)
-    return SourceFile("", name, data.decode("utf-8", "surrogateescape"))
-
-
-def _read_all(paths: list[str]) -> list[SourceFile]:
-    out: list[SourceFile] = []
-    for path in paths:
-        if path != STDIN and Path(path).is_dir():
-            inside = sorted(p for p in Path(path).iterdir() if p.suffix in (".yaml", ".yml", ".json"))
-            if not inside:
-                raise LabError(
-                    f"no YAML in {path}", "the directory has no .yaml, .yml or .json file", "name another", 2
-                )
-            out += [read_file(str(p)) for p in inside]
-        else:
-            out.append(read_file(path))
-    return out
 
 
 def _share(value: float, name: str) -> float:
@@ -96,7 +70,7 @@ def up(
                 raise LabError(f"--place {item}", "it is not WORKLOAD=NODE", "for example --place web=node-2", 2)
             placement[workload] = node
         options = Options(name, nodes, dual_stack, not no_mesh, link, placement)
-        lab.up(_read_all(files), read_file(lab_file) if lab_file else None, options, _say)
+        lab.up(read_all(files), read_file(lab_file) if lab_file else None, options, _say)
     except LabError as error:
         raise fail(error) from None
     except lab.Interrupted as signal_name:
@@ -171,14 +145,30 @@ def apply(
     name: NameOption = DEFAULT_NAME,
 ) -> None:
     """Apply YAML to the running lab, as `kubectl apply` does; waits until the nodes follow it."""
-    from underpass.lab import follow
-
     try:
-        sources = _read_all(files)
-        _, state = lab.apply(name, sources, _say)
-        rejected = follow.report_verdicts(state, [source.path for source in sources], typer.echo)
-        follow.wait_applied(state)
+        sources = read_all(files)
+        applied = lab.apply(name, sources, _say)
+        rejected = follow.report_verdicts(applied.state, [source.path for source in sources], typer.echo)
+        follow.wait_applied(applied.state)
     except LabError as error:
         raise fail(error) from None
     if rejected:
         raise typer.Exit(1)
+
+
+def demo() -> None:
+    """The sample shop under the mesh: routes change while one connection is used; fails when anything deviates."""
+    from underpass.lab.demo import main  # loads the kernel's library, which no other command of the lab needs
+
+    try:
+        code = main()
+    except LabError as error:
+        raise fail(error) from None
+    except lab.Interrupted:
+        raise typer.Exit(143) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    raise typer.Exit(code)
+
+
+app.command()(demo)

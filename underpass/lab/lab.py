@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -77,7 +78,16 @@ def down(name: str) -> None:
             raise LabError("the lab is not wholly down", "; ".join(left), "try `underpass lab down` again")
 
 
-def apply(name: str, new: Sequence[SourceFile], report: Report) -> tuple[Plan, State]:
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `apply` did. `written_at`: when the control plane's directory was complete, on CLOCK_MONOTONIC."""
+
+    plan: Plan
+    state: State
+    written_at: float
+
+
+def apply(name: str, new: Sequence[SourceFile], report: Report) -> Applied:
     """Apply files to a lab that is up, as `kubectl apply` would. Returns once the control plane's directory has them.
 
     Workloads that the files add are started, those that they scale down are ended.
@@ -98,9 +108,9 @@ def apply(name: str, new: Sequence[SourceFile], report: Report) -> tuple[Plan, S
             if note not in old.notes:
                 report(f"note: {note}")
         builder = _Builder(paths, plan, state, report)
-        builder.change(old, before, files)
+        written_at = builder.change(old, before, files)
         state.save()
-    return plan, state
+    return Applied(plan, state, written_at)
 
 
 def exec_command(name: str, workload: str, command: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -136,29 +146,36 @@ def _check_absent(name: str) -> None:
 
 
 @contextmanager
-def _undone_on_failure(name: str, state: State) -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into exceptions; take the lab down when the block does not end well."""
+def interruptible() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into Interrupted within the block, so that what was made is taken down again."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted(signal.Signals(number).name)
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
     try:
-        before = {number: signal.signal(number, interrupt) for number in numbers}
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     except ValueError:
         before = {}  # not the main thread: signals are somebody else's
     try:
         yield
-    except BaseException as cause:
-        with _deaf():
-            left = take_down(name, state)
-        if left:
-            why = f"{cause}; and left behind: {'; '.join(left)}"
-            raise LabError("the lab did not come up", why, "underpass lab down") from cause
-        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _undone_on_failure(name: str, state: State) -> Iterator[None]:
+    """Take the lab down when the block does not end well."""
+    with interruptible():
+        try:
+            yield
+        except BaseException as cause:
+            with _deaf():
+                left = take_down(name, state)
+            if left:
+                why = f"{cause}; and left behind: {'; '.join(left)}"
+                raise LabError("the lab did not come up", why, "underpass lab down") from cause
+            raise
 
 
 @contextmanager
@@ -252,8 +269,8 @@ class _Builder:
 
     # -- changes -------------------------------------------------------------------------------------------------
 
-    def change(self, old: Plan, before: list[SourceFile], files: list[SourceFile]) -> None:
-        """From the plan `old` to this builder's, moving nothing that both have."""
+    def change(self, old: Plan, before: list[SourceFile], files: list[SourceFile]) -> float:
+        """From the plan `old` to this builder's, moving nothing that both have. When the files were written."""
         was = {workload.key: workload for workload in old.workloads}
         shall = {workload.key: workload for workload in self._plan.workloads}
         gone = [workload for key, workload in was.items() if shall.get(key) != workload]
@@ -262,11 +279,13 @@ class _Builder:
         self._add_workloads([workload for workload in new if workload.key not in was])
         self._wait_for_ports([workload for workload in new if workload.key not in was])
         self._write_files(before, files, old)
+        written_at = time.monotonic()
         self._remove_workloads(old, gone)
         replaced = [workload for workload in new if workload.key in was]
         self._add_workloads(replaced)
         self._wait_for_ports(replaced)
         self._state.allocation = self._plan.allocation()
+        return written_at
 
     def _write_files(self, before: list[SourceFile], files: list[SourceFile], old: Plan | None) -> None:
         """Bring both directories to `files`.
