@@ -292,7 +292,7 @@ class Demo:
 
 
 def main() -> int:
-    """Run the demo; 0 when everything was as it should be, 1 when anything deviated. Raises LabError, lab.Interrupted."""
+    """Run the demo; 0 when everything was as it should be, else 1. Raises LabError and lab.Interrupted."""
     demo = Demo(Console(highlight=False, soft_wrap=True))
     with lab.interruptible():
         demo.run()

@@ -205,11 +205,11 @@ class Connection(asyncio.Protocol):
             framing = response_head(head, order, body)
             if not (framing.chunked and framing.body):
                 response = framing.head + (b"".join(body.pieces()) if framing.body else b"")
+                if whole is not None and not (framing.close or head.has_body or self._refusal):
+                    self._sample.remember(whole, response)
                 self._write(response)
                 if framing.close:
                     self._close()
-                elif whole is not None and not head.has_body and self._refusal is None:
-                    self._sample.remember(whole, response)
                 return
         self._task = asyncio.get_running_loop().create_task(self._respond_slowly(head, order, calls))
         self._task.add_done_callback(self._responded)
