@@ -20,6 +20,12 @@ struct {
 	__type(value, struct up_scratch);
 } head_buffer SEC(".maps");
 
+/* The wire that a client away uses, looked up once a packet. */
+struct up_way {
+	struct up_conn *u; /* 0: none */
+	int idle;	   /* nothing of the last request is under way */
+};
+
 /* What the rules say of one request. */
 struct up_verdict {
 	__u32 route, cluster, endpoint;
@@ -62,7 +68,7 @@ UP_FUNCTION int up_act(struct up_action *a, struct up_verdict *v)
 		return a->reason ? a->reason : UP_R_ROUTE_OTHER;
 	if (a->kind != UP_ACTION_CLUSTERS)
 		return UP_R_NO_ROUTE;
-	v->cluster = up_action_cluster(a, bpf_get_prandom_u32());
+	v->cluster = up_action_cluster(a, a->n > 1 ? bpf_get_prandom_u32() : 0);
 	return v->cluster ? UP_OK : UP_R_NO_CLUSTER;
 }
 
@@ -111,16 +117,22 @@ static __noinline int up_pick_endpoint(struct up_conn *c, struct up_verdict *v)
 	struct up_choice choice = {};
 	struct up_endpoint *e;
 	struct up_workload *w;
-	__u32 id, random = bpf_get_prandom_u32(), reason;
+	__u32 id, reason;
 
 	if (!k || !c)
 		return UP_R_NO_CLUSTER;
-	bpf_spin_lock(&k->lock);
-	reason = up_balance(k, random, &choice);
-	bpf_spin_unlock(&k->lock);
-	if (reason)
-		return reason;
-	id = choice.endpoint[0];
+	if (k->n == 1 && k->live) { /* no choice, no lock */
+		id = *(volatile __u32 *)&k->slot[0];
+	} else {
+		__u32 random = bpf_get_prandom_u32();
+
+		bpf_spin_lock(&k->lock);
+		reason = up_balance(k, random, &choice);
+		bpf_spin_unlock(&k->lock);
+		if (reason)
+			return reason;
+		id = choice.endpoint[0];
+	}
 	if (choice.endpoint[1]) {
 		struct up_endpoint_stat *a = bpf_map_lookup_elem(&endpoint_stats, &choice.endpoint[0]);
 		struct up_endpoint_stat *b = bpf_map_lookup_elem(&endpoint_stats, &choice.endpoint[1]);
@@ -171,9 +183,8 @@ UP_INLINE void up_begin(struct up_conn *u, struct up_packet *p, struct up_head *
 }
 
 /* Freezes the client's wire at this packet and gives it back. idle: nothing of its last request is under way. */
-static __noinline void up_let_go(struct up_conn *c, struct up_packet *p, int idle)
+static __noinline void up_let_go(struct up_conn *c, struct up_conn *u, struct up_packet *p, int idle)
 {
-	struct up_conn *u = bpf_map_lookup_elem(&conns, &c->peer);
 	struct up_config *g;
 	__u32 zero = 0, endpoint, workload;
 	int usable, mine, active = 0;
@@ -203,11 +214,12 @@ static __noinline void up_let_go(struct up_conn *c, struct up_packet *p, int idl
 }
 
 /* To the home wire, from this packet on. */
-static __noinline void up_go_home(struct up_conn *c, struct up_packet *p, int idle)
+static __noinline void up_go_home(struct up_conn *c, struct up_way *w, struct up_packet *p)
 {
-	if (c->state != UP_AWAY)
+	if (c->state != UP_AWAY || !w)
 		return;
-	up_let_go(c, p, idle);
+	up_let_go(c, w->u, p, w->idle);
+	w->u = 0;
 	bpf_spin_lock(&c->lock);
 	up_come_home(c, p->seq, p->ack, p->te);
 	c->rsp.state = UP_RSP_IDLE;
@@ -219,7 +231,8 @@ static __noinline void up_go_home(struct up_conn *c, struct up_packet *p, int id
 }
 
 /* To a free upstream of the endpoint. Returns UP_OK with the client away, or the reason for which it stays where it is. */
-static __noinline int up_go_away(struct up_conn *c, struct up_packet *p, struct up_scratch *s, struct up_verdict *v)
+static __noinline int up_go_away(struct up_conn *c, struct up_way *w, struct up_packet *p, struct up_scratch *s,
+				 struct up_verdict *v)
 {
 	struct up_endpoint *e = bpf_map_lookup_elem(&endpoints, &v->endpoint);
 	struct up_tuple t = {};
@@ -227,7 +240,7 @@ static __noinline int up_go_away(struct up_conn *c, struct up_packet *p, struct 
 	__u32 lease = bpf_get_prandom_u32() | 1, i;
 	int reason = UP_R_NO_UPSTREAM;
 
-	if (!e || !s)
+	if (!e || !s || !w)
 		return UP_R_ENDPOINT_GONE;
 	for (i = 0; i < 4; i++) { /* a stock may hold ports whose connection has ended meanwhile */
 		int ok = 0;
@@ -263,7 +276,8 @@ static __noinline int up_go_away(struct up_conn *c, struct up_packet *p, struct 
 		return reason;
 	}
 	if (c->state == UP_AWAY)
-		up_let_go(c, p, 1);
+		up_let_go(c, w->u, p, 1);
+	w->u = u;
 	bpf_spin_lock(&c->lock);
 	if (c->state == UP_AT_HOME)
 		up_leave_home(c, p->seq, p->ack, p->te);
@@ -284,9 +298,9 @@ static __noinline int up_go_away(struct up_conn *c, struct up_packet *p, struct 
 }
 
 /* The same wire serves the next request. Returns 0 when the wire is the client's no more, or dying. */
-static __noinline int up_stay(struct up_conn *c, struct up_packet *p, struct up_scratch *s, struct up_verdict *v)
+static __noinline int up_stay(struct up_conn *c, struct up_conn *u, struct up_packet *p, struct up_scratch *s,
+			      struct up_verdict *v)
 {
-	struct up_conn *u = bpf_map_lookup_elem(&conns, &c->peer);
 	int ok = 0;
 
 	if (!u || !s)
@@ -307,16 +321,19 @@ static __noinline int up_stay(struct up_conn *c, struct up_packet *p, struct up_
 
 /*
  * A request begins with this packet. Returns UP_TC_OK with the client on the wire that the request shall use, or UP_TC_SHOT: too
- * early, TCP asks again. idle: nothing of the client's last request is under way.
+ * early, TCP asks again.
  */
-static __noinline int up_decide(struct __sk_buff *skb, struct up_conn *c, struct up_packet *p, int idle)
+static __noinline int up_decide(struct __sk_buff *skb, struct up_conn *c, struct up_way *w, struct up_packet *p)
 {
 	struct up_verdict v = {};
 	struct up_scratch *s;
 	struct bpf_sock *sk = skb->sk;
 	__u32 zero = 0, n = p->pay, reason;
-	int framed = 0;
+	int framed = 0, idle;
 
+	if (!w)
+		return UP_TC_SHOT;
+	idle = w->idle;
 	s = bpf_map_lookup_elem(&head_buffer, &zero);
 	if (!s || !n)
 		return UP_TC_SHOT;
@@ -379,8 +396,8 @@ static __noinline int up_decide(struct __sk_buff *skb, struct up_conn *c, struct
 		reason = up_pick_route(s, c->table, &v);
 	if (!reason)
 		reason = up_pick_endpoint(c, &v);
-	if (!reason && !(c->state == UP_AWAY && c->endpoint == v.endpoint && up_stay(c, p, s, &v)))
-		reason = up_go_away(c, p, s, &v);
+	if (!reason && !(c->state == UP_AWAY && c->endpoint == v.endpoint && up_stay(c, w->u, p, s, &v)))
+		reason = up_go_away(c, w, p, s, &v);
 	if (framed) {
 		__u64 length = s->head.length;
 		__u32 step = length < UP_STRIDE ? (__u32)length : UP_STRIDE;
@@ -398,7 +415,7 @@ static __noinline int up_decide(struct __sk_buff *skb, struct up_conn *c, struct
 		up_count(UP_C_KERNEL);
 		return UP_TC_OK;
 	}
-	up_go_home(c, p, 1);
+	up_go_home(c, w, p);
 	if (framed) {
 		bpf_spin_lock(&c->lock);
 		up_response_begin(&c->rsp, p->ack, s->head.method == UP_METHOD_HEAD);

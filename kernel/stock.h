@@ -58,7 +58,6 @@ UP_INLINE int up_stock_take(__u32 workload, __u32 endpoint, __u32 cluster, const
 	}
 	__builtin_memcpy(t->raddr, e->addr, sizeof(t->raddr));
 	t->rport = e->port;
-	now = bpf_ktime_get_ns();
 	bpf_spin_lock(&s->lock);
 	n = s->n;
 	if (n && n <= UP_STOCK_SLOTS) {
@@ -72,15 +71,19 @@ UP_INLINE int up_stock_take(__u32 workload, __u32 endpoint, __u32 cluster, const
 	} else {
 		s->misses++;
 		want = 1;
-		if (now - s->wanted_ns > UP_WANT_NS) {
-			s->wanted_ns = now;
-			want = 2;
-		}
 	}
 	bpf_spin_unlock(&s->lock);
-	if (want == 2)
+	if (!want)
+		return 0;
+	now = bpf_ktime_get_ns();
+	bpf_spin_lock(&s->lock);
+	want = now - s->wanted_ns > UP_WANT_NS;
+	if (want)
+		s->wanted_ns = now;
+	bpf_spin_unlock(&s->lock);
+	if (want)
 		up_send_event(UP_EVENT_WANT, workload, endpoint, cluster, 0, 0);
-	return want ? -1 : 0;
+	return -1;
 }
 
 /* Removes one port wherever it stands. Only for control: it walks the stock. */

@@ -59,9 +59,8 @@ static __noinline int up_home_egress(struct __sk_buff *skb, struct up_conn *c, s
 }
 
 /* The client's packet out on the wire that is lent to it. */
-static __noinline int up_away_egress(struct __sk_buff *skb, struct up_conn *c, struct up_packet *p)
+static __noinline int up_away_egress(struct __sk_buff *skb, struct up_conn *c, struct up_conn *u, struct up_packet *p)
 {
-	struct up_conn *u = bpf_map_lookup_elem(&conns, &c->peer);
 	struct up_move m = {};
 
 	if (!u || u->lease != c->lease) {
@@ -94,52 +93,50 @@ static __noinline int up_away_egress(struct __sk_buff *skb, struct up_conn *c, s
 	return UP_TC_OK;
 }
 
-struct up_lease {
-	int mine, idle, dying;
-};
-
-/* Looks at the wire that a client away uses, and notes what the client acknowledges. A head that is due claims an idle wire, so
- * that it cannot be reclaimed under the decision. */
-static __noinline void up_look(struct up_conn *c, struct up_packet *p, int due, struct up_lease *l)
+/* Looks at the wire that a client away uses, and notes what the client acknowledges. A head that is due claims an idle
+ * wire, so that it cannot be reclaimed under the decision. Returns 0 when the wire is the client's no more. */
+static __noinline int up_look(struct up_conn *c, struct up_way *w, struct up_packet *p, int due)
 {
-	struct up_conn *u = bpf_map_lookup_elem(&conns, &c->peer);
+	struct up_conn *u = w ? w->u : 0;
+	int mine = 0, idle = 0;
 
-	if (!u || !l)
-		return;
+	if (!u)
+		return 0;
 	bpf_spin_lock(&u->lock);
 	if (u->lease == c->lease && (u->state == UP_LENT || u->state == UP_DYING)) {
-		l->mine = 1;
-		l->dying = u->state == UP_DYING;
+		mine = 1;
 		if (p->ackf && up_after(p->ack, u->cack))
 			u->cack = p->ack;
 		if (p->te)
 			u->cte = p->te;
-		l->idle = up_idle(u);
-		if (due && l->idle) {
+		idle = up_idle(u);
+		if (due && idle) {
 			u->rsp.state = UP_RSP_HEAD;
 			u->rsp.flags &= UP_RSPF_CLOSE;
 		}
 	}
 	bpf_spin_unlock(&u->lock);
+	w->idle = idle;
+	return mine;
 }
 
 /* The client's FIN or RST. Returns -1 when the packet goes on as any other. */
-static __noinline int up_client_ends(struct __sk_buff *skb, struct up_conn *c, struct up_packet *p, int idle)
+static __noinline int up_client_ends(struct __sk_buff *skb, struct up_conn *c, struct up_way *w, struct up_packet *p)
 {
 	struct up_conn *u;
 	int r;
 
 	c->flags |= UP_CF_FIN;
-	if (c->state != UP_AWAY)
+	if (c->state != UP_AWAY || !w)
 		return -1;
-	if (idle) {
-		up_go_home(c, p, 1);
+	if (w->idle) {
+		up_go_home(c, w, p);
 		return -1;
 	}
+	u = w->u;
 	/* In the middle of a request the endpoint must hear of it: a half-close is answered, a reset stops it. The wire is not
 	 * lent again; home learns from the socket's end that its own connection is orphaned. */
-	r = up_away_egress(skb, c, p);
-	u = bpf_map_lookup_elem(&conns, &c->peer);
+	r = up_away_egress(skb, c, u, p);
 	if (!u)
 		return r;
 	bpf_spin_lock(&u->lock);
@@ -147,7 +144,7 @@ static __noinline int up_client_ends(struct __sk_buff *skb, struct up_conn *c, s
 		u->state = UP_DYING;
 	bpf_spin_unlock(&u->lock);
 	if (p->rst) {
-		up_let_go(c, p, 0);
+		up_let_go(c, u, p, 0);
 		c->lease = 0;
 	}
 	return r;
@@ -172,7 +169,7 @@ static __noinline void up_resync(struct up_conn *c, struct up_packet *p)
 
 static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c, struct up_packet *p)
 {
-	struct up_lease l = { 0, 1, 0 };
+	struct up_way w = { 0, 1 };
 	int due, r;
 
 	if ((c->flags & UP_CF_UNSYNCED) && p->pay)
@@ -185,8 +182,8 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 	}
 	due = p->pay && p->seq == c->next && !c->left && !(c->flags & UP_CF_UNSYNCED);
 	if (c->state == UP_AWAY) {
-		up_look(c, p, due, &l);
-		if (!l.mine && c->lease) {
+		w.u = bpf_map_lookup_elem(&conns, &c->peer);
+		if (!up_look(c, &w, p, due) && c->lease) {
 			/* the wire was taken back while it was idle */
 			bpf_spin_lock(&c->lock);
 			up_come_home(c, c->next, p->ack, p->te);
@@ -194,17 +191,18 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 			c->rsp.flags = 0;
 			c->sent = c->next;
 			bpf_spin_unlock(&c->lock);
-			l.idle = 1;
+			w.idle = 1;
+			w.u = 0;
 		}
 	} else {
-		l.idle = up_response_over(&c->rsp, p->ack);
+		w.idle = up_response_over(&c->rsp, p->ack);
 	}
 	if (p->rst || (p->fin && !due)) {
-		r = up_client_ends(skb, c, p, l.idle);
+		r = up_client_ends(skb, c, &w, p);
 		if (r >= 0)
 			return r;
 	} else if (due) {
-		r = up_decide(skb, c, p, l.idle);
+		r = up_decide(skb, c, &w, p);
 		if (r != UP_TC_OK)
 			return r;
 	} else if (c->state == UP_AWAY && p->pay && !c->left && up_before(p->seq, c->next) &&
@@ -213,7 +211,7 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 		if (up_cut(skb, p, c->next - p->seq))
 			return UP_TC_SHOT;
 	}
-	return c->state == UP_AWAY ? up_away_egress(skb, c, p) : up_home_egress(skb, c, p);
+	return c->state == UP_AWAY ? up_away_egress(skb, c, w.u, p) : up_home_egress(skb, c, p);
 }
 
 SEC("tc")

@@ -15,6 +15,8 @@ UP_INLINE int up_host_wider(struct up_scratch *s)
 {
 	__u32 at = s->scan.pos, k;
 
+	if (!at)
+		__builtin_memcpy(s->host, s->key.host, UP_HOST_MAX);
 	for (k = 0; k < UP_HOST_MAX; k++) {
 		char c;
 

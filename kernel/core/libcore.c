@@ -87,7 +87,6 @@ EXPORT int up_core_domain(const struct up_scratch *s, __u32 n, char *out)
 	__u32 i;
 
 	wide.scan.pos = 0;
-	memcpy(wide.key.host, wide.host, UP_HOST_MAX);
 	for (i = 0; i < n; i++) {
 		if (i < UP_LABELS_MAX && up_host_wider(&wide))
 			continue;

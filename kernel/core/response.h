@@ -36,7 +36,7 @@ enum {
 };
 
 struct up_rsp_scratch {
-	__u8 buf[UP_RSP_HEAD_MAX + 64];
+	__u8 buf[UP_RSP_HEAD_MAX + 160];
 };
 
 /* A request was sent: its response begins at `at`. */
@@ -343,13 +343,63 @@ UP_INLINE __u8 up_response_line(const __u8 *b)
 	return UP_H_SKIP;
 }
 
+/* To the end of the line, eight bytes at a time. Returns how far, at most 128; *ended: the line end was met, and counted. */
+UP_INLINE __u32 up_response_skip(const __u8 *b, __u32 n, int *ended)
+{
+	__u32 k;
+
+	*ended = 0;
+	for (k = 0; k < 128; k += 8) {
+		__u64 x = up_load64(b + k) ^ ('\n' * UP_ONES);
+		__u64 m = (x - UP_ONES) & ~x & UP_HIGHS;
+
+		if (m) {
+			k += up_first_byte(m) + 1;
+			*ended = k <= n;
+			break;
+		}
+		if (k + 8 >= n)
+			return n;
+	}
+	return k < n ? k : n;
+}
+
+/* A status line's beginning, or a line that is worth reading: what of it is taken at once. 0: byte by byte. */
+UP_INLINE __u32 up_response_fast(struct up_response *r, const __u8 *b)
+{
+	__u8 step;
+
+	if (r->step == UP_H_STATUS) {
+		__u8 x = b[9] - '0', y = b[10] - '0', z = b[11] - '0';
+
+		if (r->match || (up_load64(b) & ~(0xffULL << 56)) != UP_8('H', 'T', 'T', 'P', '/', '1', '.', 0) ||
+		    b[8] != ' ' || x > 9 || y > 9 || z > 9)
+			return 0;
+		if (b[7] == '0')
+			r->flags |= UP_RSPF_CLOSE;
+		r->status = x * 100 + y * 10 + z;
+		r->step = UP_H_SKIP;
+		return 12;
+	}
+	step = up_response_line(b);
+	if (step == UP_H_CONNECTION && up_lower64(b + 12) == UP_8('k', 'e', 'e', 'p', '-', 'a', 'l', 'i'))
+		step = UP_H_SKIP;
+	r->step = step;
+	r->match = 0;
+	r->hash = UP_HASH_START;
+	if (step == UP_H_LENGTH && !(r->flags & UP_RSPF_LENGTH))
+		r->value = 0;
+	return step == UP_H_LENGTH ? 15 : step == UP_H_CODING ? 18 : step == UP_H_CONNECTION ? 11 : 1;
+}
+
 static long up_feed_step(__u32 i, void *state)
 {
 	struct up_feed *f = state;
 	struct up_response *r = f->r;
 	struct up_rsp_scratch *s = f->s;
-	__u32 pos = f->pos, n = f->n, k;
+	__u32 pos = f->pos, n = f->n, k = 0;
 	__u8 *b;
+	int ended;
 
 	(void)i;
 	if (pos >= n || pos >= UP_RSP_HEAD_MAX || !up_response_wants(r))
@@ -371,37 +421,23 @@ static long up_feed_step(__u32 i, void *state)
 		r->match = 0;
 		r->status = 0;
 	}
-	if (r->step == UP_H_LINE && n - pos >= 20 && b[0] != '\r' && b[0] != '\n') {
-		__u8 step = up_response_line(b);
-
-		k = step == UP_H_LENGTH ? 15 : step == UP_H_CODING ? 18 : step == UP_H_CONNECTION ? 11 : 0;
-		if (step == UP_H_LENGTH && !(r->flags & UP_RSPF_LENGTH))
-			r->value = 0;
-		r->step = step;
-		r->match = 0;
-		r->hash = UP_HASH_START;
-		r->next += k;
-		f->pos = pos + k;
-		return 0;
-	}
-	if (r->step == UP_H_SKIP) {
-		/* to the line end, eight bytes at a time */
-		for (k = 0; k < 64; k += 8) {
-			__u64 x = up_load64(b + k) ^ ('\n' * UP_ONES);
-			__u64 m = (x - UP_ONES) & ~x & UP_HIGHS;
-
-			if (m) {
-				k += up_first_byte(m);
-				break;
-			}
-		}
-		if (k > n - pos)
-			k = n - pos;
-		if (k) {
+	if (n - pos >= 32 && (r->step == UP_H_STATUS || (r->step == UP_H_LINE && b[0] != '\r' && b[0] != '\n'))) {
+		k = up_response_fast(r, b);
+		if (k && r->step != UP_H_SKIP) {
 			r->next += k;
 			f->pos = pos + k;
 			return 0;
 		}
+	}
+	if (r->step == UP_H_SKIP) {
+		k = up_response_skip(b, n - pos, &ended);
+		r->next += k;
+		f->pos = pos + k;
+		if (ended) {
+			r->step = UP_H_LINE;
+			r->match = 0;
+		}
+		return 0;
 	}
 	r->next++;
 	f->pos = pos + 1;

@@ -136,50 +136,52 @@ struct bpf_spin_lock {
  * under `lock`; an upstream's entry always under `lock`.
  */
 struct up_conn {
+	/* what every packet touches, first: three cache lines */
 	struct bpf_spin_lock lock;
 	__u8 kind;   /* enum up_kind */
 	__u8 state;  /* enum up_state */
 	__u8 flags;  /* UP_CF_* */
 	__u8 family; /* of the packets: 4 or 6 */
 
-	__u32 S, R, T;	  /* wire, valid while frozen */
-	__u32 oS, oR;	  /* upstream: its owner's numbers; client: its first numbers (of the home wire) */
-	__u32 tsoff;	  /* the socket's own timestamp offset (tcp_sock.tsoffset) */
 	__u32 dseq, dack; /* client: of the wire in use; upstream: of the lending */
 	__u32 tsout, tsin;
 	__u8 rws, sws;	 /* window scales: what this end announced, what the peer announced */
 	__u8 xrws, xsws; /* the same of the other side of the lending */
-	__u16 mss;	 /* largest segment this end sends */
-	__u8 dmac[6];	 /* upstream: where its frames go; learnt from its owner's packets */
+	__u32 lease;	 /* number of the lending; client and upstream must agree, else the wire was reclaimed */
 
 	struct up_tuple peer; /* client: the wire it uses while away; upstream: the client that has it */
-	__u32 lease;	      /* number of the lending; client and upstream must agree, else the wire was reclaimed */
 
-	__u32 workload;
-	__u32 table;	/* client: route configuration of its service */
-	__u32 endpoint; /* upstream: its endpoint; client: endpoint of the wire in use */
-	__u32 cluster;
-	__u32 route; /* of the request under way */
-
-	__u32 next; /* client: where the next request head is due */
-	__u64 left; /* client: bytes of the request's body beyond `next` (as up_response.left) */
-	__u32 sync; /* client at home, unsynced: home says that a head is due here, if `synced` */
-	__u32 synced;
-	__u32 sent;  /* client at home: the byte behind the last one that went to home */
-	__u32 since; /* client: sequence number of the last switch */
-
+	__u32 next; /* where the next request head is due; upstream, lent: where the request under way ends */
 	__u32 wnd;  /* upstream: bytes the endpoint last said it takes */
 	__u32 edge; /* upstream, lent: the same as a sequence number of the client */
-	__u32 cack; /* upstream, lent: highest acknowledgement the client sent; client: of the home wire */
+	__u32 cack; /* upstream, lent: highest acknowledgement the client sent */
 	__u32 eack; /* upstream, lent: highest acknowledgement of the endpoint, in the client's numbers */
 	__u32 cte;  /* upstream, lent: last timestamp echo the client sent */
-	__u32 head; /* upstream, lent: where the request under way began; client: likewise */
+	__u8 dmac[6]; /* upstream: where its frames go; learnt from its owner's packets */
+	__u16 mss;    /* largest segment this end sends */
 
 	struct up_response rsp;
 
+	__u64 left;	/* client: bytes of the request's body beyond `next` (as up_response.left) */
+	__u32 since;	/* client: sequence number of the last switch */
+	__u32 endpoint; /* upstream: its endpoint; client: endpoint of the wire in use */
+
+	__u32 S, R, T; /* wire, valid while frozen */
+	__u32 oS, oR;  /* upstream: its owner's numbers; client: its first numbers (of the home wire) */
+	__u32 tsoff;   /* the socket's own timestamp offset (tcp_sock.tsoffset) */
+	__u32 sync;    /* client at home, unsynced: home says that a head is due here, if `synced` */
+	__u32 synced;
+	__u32 sent; /* client at home: the byte behind the last one that went to home */
+
+	__u32 workload;
+	__u32 table; /* client: route configuration of its service */
+	__u32 cluster;
+	__u32 route; /* of the request under way */
+	__u32 head;  /* where the request under way began */
+
 	__u64 cookie;	 /* socket cookie: tells an entry from its successor on the same tuple */
 	__u64 start_ns;	 /* of the request under way */
-	__u64 closed_ns; /* when it became UP_CLOSED or UP_DEAD */
+	__u64 closed_ns; /* when it was closed or died */
 	__u32 home;	 /* upstream: up_config.home_generation when it was opened; another one: its owner is gone */
 	__u32 requests;	 /* served so far */
 };

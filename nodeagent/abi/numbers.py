@@ -50,7 +50,6 @@ CF_USEC_TS: Final = 8
 CF_STOCKED: Final = 16
 CF_TS: Final = 32
 CF_CLOSED: Final = 64
-CF_SYNC: Final = 128
 WANT_NS: Final = 1000000
 TABLE_LIVE: Final = 1
 TABLE_WILD: Final = 2

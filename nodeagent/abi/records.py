@@ -43,24 +43,6 @@ class Tuple(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Response(Record):
-    """Framing of the response under way."""
-
-    STRUCT: ClassVar[str] = "up_response"
-    next: int = 0
-    end: int = 0
-    left: int = 0
-    value: int = 0
-    hash: int = 0
-    high: int = 0
-    status: int = 0
-    state: int = 0
-    step: int = 0
-    flags: int = 0
-    match: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Socket(Record):
     """Private storage of a socket."""
 
@@ -322,53 +304,3 @@ class Control(Record):
     received: int = 0
     sent: int = 0
     cookie: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Conn(Record):
-    """One end of a connection, for `underpass` to show; the kernel and home own it."""
-
-    STRUCT: ClassVar[str] = "up_conn"
-    kind: int = 0
-    state: int = 0
-    flags: int = 0
-    family: int = 0
-    S: int = 0
-    R: int = 0
-    T: int = 0
-    oS: int = 0  # noqa: N815 - the ABI's names
-    oR: int = 0  # noqa: N815
-    tsoff: int = 0
-    dseq: int = 0
-    dack: int = 0
-    tsout: int = 0
-    tsin: int = 0
-    rws: int = 0
-    sws: int = 0
-    xrws: int = 0
-    xsws: int = 0
-    mss: int = 0
-    dmac: bytes = bytes(6)
-    peer: Tuple = Tuple()
-    lease: int = 0
-    workload: int = 0
-    table: int = 0
-    endpoint: int = 0
-    cluster: int = 0
-    route: int = 0
-    next: int = 0
-    left: int = 0
-    sync: int = 0
-    since: int = 0
-    wnd: int = 0
-    edge: int = 0
-    cack: int = 0
-    eack: int = 0
-    cte: int = 0
-    head: int = 0
-    rsp: Response = Response()
-    cookie: int = 0
-    start_ns: int = 0
-    closed_ns: int = 0
-    home: int = 0
-    requests: int = 0
