@@ -99,7 +99,7 @@ def convert(document: RawDocument, modified: float = 0.0) -> Outcome | None:
         about = kubernetes_objects.meta(reader, kind, source, modified)
         return Rejected(about.key, source, "unsupported-kind", f"{version} {kind}: {_UNSERVED}")
     except RejectedError as error:
-        path = error.path if error.path.startswith("metadata") or key is None else f"spec.{error.path}"
+        path = error.path if error.path.startswith("metadata") or not error.path else f"spec.{error.path}"
         return Rejected(key, SourceRef(document.file, _line(document, path)), error.code, error.message)
     except istio.IstioSchemaError as error:
         message = str(error)

@@ -23,6 +23,8 @@ _MARKER: Final = re.compile(r"^---(?=[ \t\r\n]|$)", re.MULTILINE)
 #: Line breaks as the YAML scanner counts them.
 _BREAK: Final = re.compile(r"\r\n|[\r\n\x85\u2028\u2029]")
 _INT: Final = re.compile(r"[-+]?(0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)")
+#: Numbers that PyYAML, following YAML 1.1 to the letter, takes for text.
+_NUMBER_TO_OTHERS: Final = re.compile(r"[-+]?0o[0-7]+|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]{1,4}")
 _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
@@ -191,6 +193,8 @@ class _Values:
             if not _FLOAT.fullmatch(text):
                 return text  # 1:30.5, .inf, .nan: no JSON number
             return float(text)
+        if kind == "str" and not node.style and _NUMBER_TO_OTHERS.fullmatch(text):
+            return float(text) if "e" in text.lower() else _integer(text)
         return text
 
 

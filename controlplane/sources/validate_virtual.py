@@ -135,7 +135,7 @@ def _http(rule: Any, path: str, in_delegate: bool, out: Findings) -> None:
 def _string(match: Any, path: str, out: Findings, *, star: bool = True) -> None:
     """``star``: the regex ``*``, no RE2 at all, means "present" there."""
     if match.WhichOneof("match_type") == "regex" and not (star and match.regex == "*"):
-        out.regex(match.regex, path)
+        out.regex(match.regex, f"{path}.regex")
 
 
 def _match(block: Any, path: str, out: Findings) -> None:

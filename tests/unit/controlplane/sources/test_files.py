@@ -1,0 +1,108 @@
+"""The file source: what it reads, and how soon it tells of a change."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from controlplane.sources.files import Directory, DirectoryError, Snapshot
+
+
+def names(snapshot: Snapshot) -> list[str]:
+    return list(snapshot.files)
+
+
+def test_which_files_count(tmp_path: Path) -> None:
+    for name in ("b.yaml", "a", ".hidden", "x~", "y.swp", "#z#", "sub/c.yml", ".git/d.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("kind: X\n", encoding="utf-8")
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    found = names(Directory(tmp_path).read())
+    assert [name for name in found if "loop" not in name] == ["a", "b.yaml", "sub/c.yml"]
+
+
+def test_config_map_volume(tmp_path: Path) -> None:
+    data = tmp_path / "..2024"
+    data.mkdir()
+    (data / "a.yaml").write_text("kind: X\n", encoding="utf-8")
+    (tmp_path / "..data").symlink_to("..2024")
+    (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+    assert names(Directory(tmp_path).read()) == ["a.yaml"]
+
+
+def test_unreadable_content_is_a_document_with_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bin").write_bytes(b"a: 1\n\xff\xfe")
+    (document,) = Directory(tmp_path, label="conf/").read().files["bin"].documents
+    assert document.error is not None
+    assert (document.file, document.error[0]) == ("conf/bin", "not-utf8")
+    assert "line 2" in document.error[1]
+
+
+def test_missing_directory_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(DirectoryError, match="create it or give another"):
+        Directory(tmp_path / "none").read()
+
+
+def test_single_file(tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text("kind: X\n", encoding="utf-8")
+    assert names(Directory(path).read()) == ["one.yaml"]
+
+
+def test_unchanged_files_keep_their_documents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("kind: A\n", encoding="utf-8")
+    (tmp_path / "b").write_text("kind: B\n", encoding="utf-8")
+    directory = Directory(tmp_path)
+    first = directory.read()
+    (tmp_path / "b").write_text("kind: BB\n", encoding="utf-8")
+    second = directory.read()
+    assert second.files["a"].documents is first.files["a"].documents
+    assert second.files["b"].documents[0].data == {"kind": "BB"}
+
+
+def test_watch_tells_soon_and_only_of_changes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("kind: A\n", encoding="utf-8")
+
+    async def run() -> list[float]:
+        delays = []
+        stream = Directory(tmp_path).watch()
+        assert names(await anext(stream)) == ["a"]
+        for number in range(5):
+            pending = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0.05)
+            assert not pending.done()
+            temporary = tmp_path / ".new"
+            temporary.write_text(f"kind: A{number}\n", encoding="utf-8")
+            os.replace(temporary, tmp_path / "a")
+            begin = time.monotonic()
+            snapshot = await asyncio.wait_for(pending, 5)
+            delays.append(time.monotonic() - begin)
+            assert snapshot.files["a"].documents[0].data == {"kind": f"A{number}"}
+        return delays
+
+    delays = sorted(asyncio.run(run()))
+    assert delays[2] < 0.1, delays
+
+
+def test_watch_survives_the_directory_going_away(tmp_path: Path) -> None:
+    root = tmp_path / "conf"
+    root.mkdir()
+    (root / "a").write_text("kind: A\n", encoding="utf-8")
+
+    async def run() -> list[str]:
+        stream = Directory(root).watch()
+        await anext(stream)
+        pending = asyncio.ensure_future(anext(stream))
+        (root / "a").unlink()
+        root.rmdir()
+        await asyncio.sleep(0.1)
+        root.mkdir()
+        (root / "b").write_text("kind: B\n", encoding="utf-8")
+        snapshot = await asyncio.wait_for(pending, 5)
+        return names(snapshot)
+
+    assert asyncio.run(run()) == ["b"]
