@@ -121,6 +121,15 @@ class Session:
         self._connected = False
         self._waiting: dict[tuple[str, str], Update] = {}
 
+    def successor(self) -> Session:
+        """A session for another stream that takes this one's place: subscriptions and versions, no stream."""
+        other = Session()
+        for url, state in self._types.items():
+            other._types[url].wanted = set(state.wanted)
+            other._types[url].versions = dict(state.versions)
+            other._types[url].refused = dict(state.refused)
+        return other
+
     @property
     def stream(self) -> int:
         """Number of the present stream; 0 before the first `open`."""

@@ -1,0 +1,1 @@
+"""What the agent tells about itself: the status file, the socket, and explanations over the live maps."""
