@@ -1,0 +1,1 @@
+"""What people and tools ask the control plane about itself: health, metrics, configuration status, istiod's debug."""

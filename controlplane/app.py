@@ -1,0 +1,279 @@
+"""``underpass-controlplane``: one process from YAML files to xDS clients.
+
+``Directory`` -> ``ingest`` -> ``prepare`` -> ``Views`` -> ``XdsServer``, and the
+admin surface beside it. Everything runs on one event loop; a mesh that takes long to read is read in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata as distribution
+
+import grpc
+import structlog
+from prometheus_client import CollectorRegistry
+
+from controlplane.admin.debug import Debug
+from controlplane.admin.http import HttpServer
+from controlplane.admin.metrics import ConfigMetrics
+from controlplane.errors import AddressInUse, ControlPlaneError, UsageProblem
+from controlplane.model.build import build
+from controlplane.model.verdict import Verdict
+from controlplane.settings import Address, Settings, parse
+from controlplane.sources.files import Directory, DirectoryError, Snapshot, Stamp
+from controlplane.sources.ingest import Ingested, State, ingest
+from controlplane.translate import Prepared, prepare
+from controlplane.views import Views
+from controlplane.xds.metrics import XdsMetrics
+from controlplane.xds.server import CHANNEL_OPTIONS, XdsServer
+
+_log = structlog.get_logger("controlplane")
+
+#: A change that took less than this to take in (seconds) is taken in on the event loop: a thread would cost more.
+_INLINE = 0.05
+#: Streams get this long to hear that the process ends, seconds.
+_STOP_GRACE = 0.5
+
+
+def version() -> str:
+    """The version of the installed distribution."""
+    try:
+        return distribution.version("underpass")
+    except distribution.PackageNotFoundError:
+        return "0.0.0+source"
+
+
+@dataclass(slots=True)
+class Bound:
+    """Ports that the process listens on."""
+
+    xds: int
+    http: int
+
+
+class ControlPlane:
+    """One running control plane; :meth:`start`, then :meth:`run` until :meth:`stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.registry = CollectorRegistry()
+        self.metrics = ConfigMetrics(self.registry, version())
+        self._mesh_settings = {
+            "domain": settings.domain,
+            "trust_domain": settings.trust_domain,
+            "root_namespace": settings.root_namespace,
+        }
+        self._directory = Directory(settings.config)
+        self._state = State()
+        self._prepared: Prepared | None = None
+        self._cost = 0.0
+        self._stamps: dict[str, Stamp] = {}
+        self._stopping = asyncio.Event()
+        self.views = Views(build({}, **self._mesh_settings).mesh)
+        self.debug = Debug(self.views, name=settings.name, version=version(), registry=self.registry)
+        self.server = XdsServer(
+            self.views,
+            XdsMetrics(self.registry),
+            identifier=self.debug.identifier,
+            max_streams=settings.max_streams,
+            diff=self.views.builder.diff,
+            is_query=self.debug.is_query,
+            answer=self.debug.answer,
+            on_nack=self.debug.on_nack,
+            on_ack=self.debug.on_ack,
+        )
+        self.debug.connections = self.server.connections
+        self._grpc = grpc.aio.server(options=CHANNEL_OPTIONS)
+        self._http = HttpServer(self.debug.handle)
+
+    async def start(self) -> Bound:
+        """Read the configuration once, then listen. Raises :class:`ControlPlaneError`."""
+        try:
+            first = await asyncio.to_thread(self._directory.read)
+        except DirectoryError as error:
+            raise UsageProblem(f"--config: {error}") from error
+        await self._take(first)
+        self.server.register(self._grpc)
+        xds = self._listen(self.settings.listen)
+        await self._grpc.start()
+        http = self.settings.http
+        try:
+            http_port = await self._http.start(http.host, http.port)
+        except OSError as error:
+            raise AddressInUse(f"--http {http}: {error.strerror or error}; choose another address") from error
+        self.debug.ready = True
+        gc.collect()
+        gc.freeze()  # the modules and the first mesh live as long as the process: do not walk them again
+        bound = Bound(xds, http_port)
+        if self.settings.addresses_file is not None:
+            _write_addresses(self.settings.addresses_file, self.settings, bound)
+        _log.info(
+            "serving",
+            xds=f"{self.settings.listen.host}:{xds}",
+            http=f"{http.host}:{http_port}",
+            config=str(self.settings.config),
+            objects=len(self.debug.verdicts),
+        )
+        return bound
+
+    def _listen(self, address: Address) -> int:
+        try:
+            port = self._grpc.add_insecure_port(str(address))
+        except RuntimeError as error:
+            raise AddressInUse(
+                f"--listen {address}: the address is in use or not one of this machine's; choose another"
+            ) from error
+        return int(port)
+
+    async def run(self) -> None:
+        """Follow the configuration until :meth:`stop`."""
+        follow = asyncio.ensure_future(self._follow())
+        stop = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([follow, stop], return_when=asyncio.FIRST_COMPLETED)
+            if follow.done():
+                follow.result()  # it never ends by itself, so this raises
+        finally:
+            follow.cancel()
+            stop.cancel()
+            self.debug.ready = False
+            await self.server.close()
+            await self._http.close()
+            await self._grpc.stop(_STOP_GRACE)
+            _log.info("stopped")
+
+    def stop(self) -> None:
+        """Make :meth:`run` return."""
+        self._stopping.set()
+
+    async def _follow(self) -> None:
+        async for snapshot in self._directory.watch():
+            stamps = _stamps(snapshot)
+            if stamps != self._stamps:  # the watch begins with the present state, which start() has taken in
+                await self._take(snapshot)
+
+    async def _take(self, snapshot: Snapshot) -> None:
+        """Take a state of the directory into force; what is wrong with it is a verdict, not a failure."""
+        born = time.monotonic()
+        if self._cost < _INLINE and self._prepared is not None:
+            taken, prepared = self._digest(snapshot)
+        else:
+            taken, prepared = await asyncio.to_thread(self._digest, snapshot)
+        self._cost = time.monotonic() - born
+        self._stamps = _stamps(snapshot)
+        self._state = taken.state
+        self._report(taken.verdicts)
+        self._prepared = prepared
+        changed = await self.views.publish(prepared, born)
+        took = time.monotonic() - born
+        self.metrics.pushed(took, taken.mesh, self.debug.verdicts)
+        _log.info(
+            "configuration in force",
+            generation=self.views.generation,
+            milliseconds=round(took * 1000, 1),
+            changed_views=changed,
+            clients=len(self.server.connections),
+        )
+
+    def _digest(self, snapshot: Snapshot) -> tuple[Ingested, Prepared]:
+        taken = ingest(self._state, snapshot, **self._mesh_settings)
+        return taken, prepare(taken.mesh, self._prepared)
+
+    def _report(self, verdicts: Sequence[Verdict]) -> None:
+        """Log each verdict once, when it is new."""
+        before = set(self.debug.verdicts)
+        self.debug.verdicts = tuple(verdicts)
+        for verdict in verdicts:
+            if verdict in before:
+                continue
+            where = f"{verdict.file}:{verdict.line}"
+            name = f"{verdict.namespace}/{verdict.name}" if verdict.namespace else verdict.name
+            if verdict.state == "rejected":
+                _log.error(
+                    "object rejected",
+                    at=where,
+                    kind=verdict.kind,
+                    name=name,
+                    code=verdict.code,
+                    reason=verdict.reason,
+                    last_good_in_force=verdict.last_good,
+                )
+            elif verdict.state == "shadowed":
+                _log.warning(
+                    "object shadowed", at=where, kind=verdict.kind, name=name, code=verdict.code, reason=verdict.reason
+                )
+            for note in verdict.notes:
+                _log.warning(
+                    note.message, at=f"{verdict.file}:{note.line}", kind=verdict.kind, name=name, code=note.code
+                )
+
+
+def _stamps(snapshot: Snapshot) -> dict[str, Stamp]:
+    return {name: file.stamp for name, file in snapshot.files.items()}
+
+
+def _write_addresses(path: os.PathLike[str], settings: Settings, bound: Bound) -> None:
+    content = {
+        "xds": str(Address(settings.listen.host, bound.xds)),
+        "http": str(Address(settings.http.host, bound.http)),
+        "pid": os.getpid(),
+    }
+    temporary = f"{os.fspath(path)}.tmp"
+    with open(temporary, "w", encoding="utf-8") as stream:
+        json.dump(content, stream)
+    os.replace(temporary, path)
+
+
+def configure_logging(log_format: str, level: str) -> None:
+    """One line per event on standard error, as text or JSON; control characters are escaped in both."""
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer(ensure_ascii=True)
+        if log_format == "json"
+        else structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"], repr_native_str=True)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+async def serve(settings: Settings) -> None:
+    """Run one control plane until SIGTERM or SIGINT."""
+    plane = ControlPlane(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, plane.stop)
+    await plane.start()
+    await plane.run()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Exit status: 0 stopped by a signal, 2 bad flags or directory, 3 address in use, 1 anything else."""
+    try:
+        settings = parse(argv)
+        configure_logging(settings.log_format, settings.log_level)
+        asyncio.run(serve(settings))
+    except ControlPlaneError as error:
+        print(f"underpass-controlplane: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
