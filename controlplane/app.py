@@ -104,6 +104,8 @@ class ControlPlane:
         await self._take(first)
         self.server.register(self._grpc)
         xds = self._listen(self.settings.listen)
+        for address in self.settings.also_listen:
+            self._listen(address)
         await self._grpc.start()
         http = self.settings.http
         try:

@@ -51,6 +51,8 @@ class Settings:
     root_namespace: str = "istio-system"
     name: str = "underpass-controlplane"
     addresses_file: Path | None = None
+    also_listen: tuple[Address, ...] = ()
+    """Further addresses for xDS, as for nodes that do not share this machine's loopback."""
 
 
 def parse(argv: Sequence[str] | None = None) -> Settings:
@@ -60,7 +62,9 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
         description="Reads Istio and Kubernetes YAML from a directory and serves it as xDS to Envoy, gRPC and agents.",
     )
     parser.add_argument("--config", required=True, metavar="DIR", help="directory of YAML files, watched for changes")
-    parser.add_argument("--listen", default="127.0.0.1:15010", metavar="HOST:PORT", help="xDS over gRPC (%(default)s)")
+    parser.add_argument(
+        "--listen", action="append", metavar="HOST:PORT", help="xDS over gRPC; may be repeated (127.0.0.1:15010)"
+    )
     parser.add_argument(
         "--http", default="127.0.0.1:15014", metavar="HOST:PORT", help="health, metrics, status, debug (%(default)s)"
     )
@@ -85,9 +89,11 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
     given = parser.parse_args(argv)
     if given.max_streams < 1:
         raise UsageProblem(f"--max-streams {given.max_streams}: at least 1")
+    first, *others = [Address.parse(text, "--listen") for text in given.listen or ["127.0.0.1:15010"]]
     return Settings(
         config=Path(given.config),
-        listen=Address.parse(given.listen, "--listen"),
+        listen=first,
+        also_listen=tuple(others),
         http=Address.parse(given.http, "--http"),
         log_format=given.log_format,
         log_level=given.log_level,
