@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 
 from controlplane.sources.documents import parse
-from underpass.lab.generate import ENDPOINTS_FILE, pod_status, service_addresses
+from underpass.lab.generate import ENDPOINTS_FILE, REVISION_FILE, pod_status, service_addresses
 from underpass.lab.manifest import identify
 from underpass.lab.model import Plan, SourceFile
 
-RESERVED = (ENDPOINTS_FILE,)
+RESERVED = (ENDPOINTS_FILE, REVISION_FILE)
 STDIN = "-"
 
 _MARKER = re.compile(r"^---(?=[ \t\r\n]|$)", re.MULTILINE)

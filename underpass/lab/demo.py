@@ -211,7 +211,6 @@ class Demo:
         files = [read_file(str(self._files / name)) for name in ("shop.yaml", "destination-rules.yaml")]
         _, state = lab.up(files, None, Options(NAME), self._say)
         try:
-            follow.wait_applied(state)
             yield state
         finally:
             lab.down(NAME)

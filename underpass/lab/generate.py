@@ -16,6 +16,8 @@ from underpass.lab.model import Plan, Service, Workload
 
 DOMAIN = "cluster.local"
 ENDPOINTS_FILE = "lab-endpoints.yaml"
+REVISION_FILE = "lab-revision.yaml"
+REVISION_NAMESPACE = "underpass-lab"
 
 _HEADER = "# Written by `underpass lab`, and written over at the next `lab apply`: edits do not last.\n"
 
@@ -30,6 +32,17 @@ class _Dumper(yaml.SafeDumper):
 def _documents(objects: list[dict[str, Any]]) -> str:
     dumped = (yaml.dump(item, Dumper=_Dumper, sort_keys=False, default_flow_style=False) for item in objects)
     return _HEADER + "".join(f"---\n{text}" for text in dumped)
+
+
+def revision_name(revision: int) -> str:
+    """The name of the object that tells which change of the lab the control plane has read."""
+    return f"revision-{revision}"
+
+
+def revision_yaml(revision: int) -> str:
+    """A ServiceAccount of nobody, written after everything else of a change: its verdict means that all was read."""
+    metadata = {"name": revision_name(revision), "namespace": REVISION_NAMESPACE}
+    return _documents([{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}])
 
 
 def service_addresses(service: Service) -> dict[str, Any]:

@@ -14,10 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from underpass.lab import config, host, programs, topology
+from underpass.lab import config, follow, host, programs, topology
 from underpass.lab.addresses import DEFAULT_NAME, choose_octet, fabric_netns
 from underpass.lab.errors import LabError
-from underpass.lab.generate import ENDPOINTS_FILE, endpoints_yaml, hosts_text, registry_entry
+from underpass.lab.generate import (
+    ENDPOINTS_FILE,
+    REVISION_FILE,
+    endpoints_yaml,
+    hosts_text,
+    registry_entry,
+    revision_yaml,
+)
 from underpass.lab.images import Images, parse_lab_file
 from underpass.lab.manifest import problems
 from underpass.lab.model import Options, Plan, SourceFile, Workload
@@ -220,6 +227,7 @@ class _Builder:
         self._state.allocation = plan.allocation()
         self._state.save()
         self._wait_for_ports(plan.workloads)
+        follow.wait_ready(self._state)
         names = ", ".join(sorted({workload.owner for workload in plan.workloads}))
         self._report(f"{len(plan.workloads)} workloads on {len(plan.nodes)} node(s): {names}")
 
@@ -304,6 +312,8 @@ class _Builder:
         for name in earlier.keys() - generated.keys():
             (paths.config / name).unlink(missing_ok=True)
             (paths.originals / name).unlink(missing_ok=True)
+        self._state.revision += 1
+        write_atomically(paths.config / REVISION_FILE, revision_yaml(self._state.revision))
         self._state.files = [{"name": file.name, "path": file.path} for file in files]
 
     @staticmethod

@@ -116,6 +116,7 @@ class State:
     allocation: Allocation = field(default_factory=Allocation)
     workloads: list[WorkloadState] = field(default_factory=list)
     processes: list[Started] = field(default_factory=list)
+    revision: int = 0
     xds: str = ""
     http: str = ""
 
@@ -176,6 +177,7 @@ def load(name: str) -> State | None:
             ),
             workloads=[WorkloadState(**workload) for workload in data["workloads"]],
             processes=[Started(**process) for process in data["processes"]],
+            revision=data["revision"],
             xds=data["xds"],
             http=data["http"],
         )

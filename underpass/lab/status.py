@@ -18,6 +18,7 @@ def describe(state: State) -> dict[str, Any]:
         mine = [process for role, process in by_role.items() if role.startswith(f"{key} ")]
         workloads.append(
             {
+                "name": item.owner,
                 "workload": item.owner,
                 "pod": item.name,
                 "kind": item.kind,
