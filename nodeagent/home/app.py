@@ -14,6 +14,7 @@ import random
 import resource
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,6 @@ from pathlib import Path
 from nodeagent.abi.codec import offset_of
 from nodeagent.abi.layout import STRUCTS
 from nodeagent.abi.numbers import ABI_VERSION, EventType
-from nodeagent.abi.records import Event
 from nodeagent.bpf import features
 from nodeagent.bpf.abc import Kernel, Map
 from nodeagent.bpf.errors import BpfError, NotPinnedError
@@ -34,7 +34,7 @@ from nodeagent.core.decide import Decider
 from nodeagent.core.libcore import Core
 from nodeagent.errors import AgentError, LayoutError, SettingsError
 from nodeagent.home.clients import Clients
-from nodeagent.home.control import Control
+from nodeagent.home.control import TUPLE_SIZE, Control
 from nodeagent.home.loop import IN, Loop
 from nodeagent.home.pods import Pods
 from nodeagent.home.stats import Stats
@@ -54,6 +54,10 @@ _LAYOUTS = {
     "clusters": "up_cluster", "vhosts": "up_vhost", "sockets": "up_socket", "home_stats": "up_home_stat",
 }  # fmt: skip
 _VERSION, _GENERATION, _HOME = (offset_of("up_config", n) for n in ("version", "generation", "home_generation"))
+_EVENT = struct.Struct("=IIIIQ")  # type, workload, endpoint, cluster, cookie: see the assertion
+_TUPLE = offset_of("up_event", "tuple")
+_WANT, _DEAD, _CLOSED = (int(kind) for kind in (EventType.WANT, EventType.DEAD, EventType.CLOSED))
+assert [offset_of("up_event", n) for n in ("type", "workload", "endpoint", "cluster", "cookie")] == [0, 4, 8, 12, 16]
 _DEFAULT_MSS = 1360
 """Fits into every endpoint's segments even behind IPv6 on an overlay of 1450 bytes."""
 
@@ -194,19 +198,20 @@ class Home:
             self.loop.stop()
 
     def _events(self) -> None:
-        wanted: dict[tuple[int, int], Event] = {}
-        for record in self._ring.drain(4096):
-            event = Event.unpack(record)
-            if event.type == EventType.CLOSED:
-                self.clients.on_closed(event.tuple.pack(), event.cookie)
-            elif event.type == EventType.DEAD:
-                self.upstreams.dead(event.tuple.pack(), event.cookie)
-            elif event.type == EventType.WANT:
-                wanted[event.workload, event.endpoint] = event
-        for event in wanted.values():
-            self.upstreams.want(event)
-            if event.cluster:
-                self.upstreams.warm(event.workload, self._decider.members(event.cluster))
+        wanted: set[tuple[int, int, int]] = set()
+        for record in self._ring.drain(256):  # level-triggered: the rest comes when others had their turn
+            kind, workload, endpoint, cluster, cookie = _EVENT.unpack_from(record)
+            if kind == _CLOSED:
+                self.clients.on_closed(record[_TUPLE : _TUPLE + TUPLE_SIZE], cookie)
+            elif kind == _DEAD:
+                self.upstreams.dead(record[_TUPLE : _TUPLE + TUPLE_SIZE], cookie)
+            elif kind == _WANT:
+                wanted.add((workload, endpoint, cluster))
+        for workload, endpoint, cluster in wanted:
+            self.upstreams.want(workload, endpoint)
+            if cluster:
+                self.upstreams.warm(workload, self._decider.members(cluster))
+        self.upstreams.refill()
 
     def _watch(self) -> None:
         """Looks whether the registry or the configuration changed."""
@@ -220,6 +225,7 @@ class Home:
             self.upstreams.recheck()
 
     def _often(self) -> None:
+        self.upstreams.refill()
         self.clients.forget_closed()
         self.sweep.step()
 
@@ -242,6 +248,7 @@ class Home:
             "requests": requests,
             "refused": refused,
             "faults": self.loop.faults,
+            "longest_ms": round(1000 * self.loop.longest, 3),
             "stale": self.sweep.found,
             "upstreams": self.upstreams.counts(),
             "clients": self.clients.counts(),

@@ -367,7 +367,8 @@ class Clients:
         if pod is None or address is None:
             return relay.endpoint_failed("unknown-workload")
         try:
-            sock = self._pods.sockets(pod, address, 1)[0]
+            sock = self._pods.socket(pod, address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except (OSError, BpfError) as cause:
             log.warning("no connection of %s to endpoint %d: %s", pod.key, decision.endpoint, cause)
             return relay.endpoint_failed("connect-failed")
@@ -482,11 +483,17 @@ class Clients:
         Home's end may not have heard of it: a client that gives up while away speaks to its endpoint only.
         """
         self._closed.append((self._loop.now + _GRACE, key, cookie))
+        self._end_orphan(key, cookie)
+
+    def _end_orphan(self, key: bytes, cookie: int) -> None:
+        """Closes home's end of a client that has gone, if there is one and it is not a successor's."""
         client = self._by_key.get(key)
         if client is None or client.lingering:
             return
         entry = self._conns.lookup(key)
         if entry is None or int.from_bytes(entry[_COOKIE : _COOKIE + 8], "little") == cookie:
+            # nobody would acknowledge a FIN
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self._client_gone(client)
 
     def forget_closed(self) -> None:
@@ -494,6 +501,8 @@ class Clients:
         closed, now, budget = self._closed, self._loop.now, 4000
         while closed and budget and (closed[0][0] <= now or len(closed) > _GRACE_ROOM):
             _, key, cookie = closed.popleft()
+            if key in self._by_key:  # its event came before its connection was accepted
+                self._end_orphan(key, cookie)
             self._control.forget(key, cookie)
             budget -= 1
 

@@ -85,22 +85,18 @@ class Pods:
             os.close(pod.namespace)
             self._gone(pod.id)
 
-    def sockets(self, pod: Pod, endpoint: Endpoint, count: int) -> list[socket.socket]:
-        """New TCP sockets in the workload's namespace, bound to its address. OSError: it has none of that family."""
+    def socket(self, pod: Pod, endpoint: Endpoint) -> socket.socket:
+        """A new TCP socket in the workload's namespace, bound to its address. OSError: it has none of that family."""
         if endpoint.family not in pod.sources:
             raise OSError(errno.EAFNOSUPPORT, f"{pod.key} has no IPv{endpoint.family} address")
         family = socket.AF_INET if endpoint.family == 4 else socket.AF_INET6
-        made: list[socket.socket] = []
+        with self._switch.inside(pod.namespace):
+            made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            with self._switch.inside(pod.namespace):
-                made.extend(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(count))
-            for each in made:
-                each.setsockopt(socket.IPPROTO_IP, _BIND_NO_PORT, 1)
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                each.bind((pod.sources[endpoint.family][0], 0))
+            made.setsockopt(socket.IPPROTO_IP, _BIND_NO_PORT, 1)
+            made.bind((pod.sources[endpoint.family][0], 0))
         except OSError:
-            for each in made:
-                each.close()
+            made.close()
             raise
         return made
 

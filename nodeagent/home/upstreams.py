@@ -8,13 +8,15 @@ leaves it in the middle of a response, or it is one too many. Then: KILL (never 
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import struct
+from collections import deque
 from collections.abc import Mapping
 
 from nodeagent.abi.codec import offset_of
 from nodeagent.abi.numbers import ControlResult, Kind
-from nodeagent.abi.records import Endpoint, Event, Socket, StockKey
+from nodeagent.abi.records import Endpoint, Socket, StockKey
 from nodeagent.bpf.abc import Map
 from nodeagent.bpf.errors import BpfError
 from nodeagent.home.control import Control, tuple_key
@@ -26,6 +28,7 @@ log = logging.getLogger("underpass.home")
 
 RESET = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
 _SO_COOKIE = 57
+_AT_ONCE = 8
 _FREE, _MISSES, _PORTS = (offset_of("up_stock", name) for name in ("n", "misses", "port"))
 _REQUESTS = offset_of("up_endpoint_stat", "requests")
 Pair = tuple[int, int]
@@ -55,20 +58,31 @@ class Upstreams:
         self._addresses: dict[int, Endpoint] = {}  # of the endpoints that have a stock
         self._requests: dict[int, int] = {}
         self._members: dict[Pair, dict[bytes, Upstream]] = {}
+        self._dirty: set[Pair] = set()
+        self._queue: deque[Pair] = deque()
+        self._tags: dict[Pair, bytes] = {}
         self.by_key: dict[bytes, Upstream] = {}
-        self.draining = False
+        self.draining = self._pumping = False
         self.opened = self.failed = self.killed = self.reclaimed = 0
 
     # ---- demand ----
 
-    def want(self, event: Event) -> None:
-        """The kernel found a stock empty: refill it, and warm those of the cluster's other endpoints."""
-        pair = (event.workload, event.endpoint)
-        stock = self._stock(pair)
-        if stock is None:
-            return
-        free, misses = self._kernel_stock(pair)
-        self._carry_out(pair, stock, stock.observe(free, misses, True, self._loop.now))
+    def want(self, workload: int, endpoint: int) -> None:
+        """The kernel found this stock empty."""
+        if self._stock((workload, endpoint)) is not None:
+            self._dirty.add((workload, endpoint))
+
+    def refill(self) -> None:
+        """Looks after the stocks that something happened to; after each batch of events.
+
+        Not only where the kernel asked: it asks when a stock is empty, when a request has already gone the slow way.
+        """
+        dirty, self._dirty = self._dirty, set()
+        for pair in dirty:
+            stock = self._stocks.get(pair)
+            if stock is not None:
+                free, misses = self._kernel_stock(pair)
+                self._carry_out(pair, stock, stock.observe(free, misses, True, self._loop.now))
 
     def warm(self, workload: int, endpoints: list[int]) -> None:
         """These endpoints may be asked for next."""
@@ -76,8 +90,7 @@ class Upstreams:
             stock = self._stock((workload, endpoint))
             if stock is not None and not stock.target:
                 stock.want(self._loop.now)
-                free, misses = self._kernel_stock((workload, endpoint))
-                self._carry_out((workload, endpoint), stock, stock.observe(free, misses, True, self._loop.now))
+                self._dirty.add((workload, endpoint))
 
     def tick(self) -> None:
         """Once a second: refills, shrinks, closes what is too much."""
@@ -129,7 +142,9 @@ class Upstreams:
         if orders.reclaim:
             self._reclaim(pair, orders.reclaim)
         if orders.open and not self.draining:
-            self._open(pair, stock, orders.open)
+            stock.opened(orders.open)
+            self._queue.extend([pair] * orders.open)
+            self._pump()
         if orders.close:
             self._close_coldest(pair, orders.close)
 
@@ -155,47 +170,73 @@ class Upstreams:
 
     # ---- opening ----
 
-    def _open(self, pair: Pair, stock: Stock, count: int) -> None:
-        pod, address = self._pods.by_id.get(pair[0]), self._addresses[pair[1]]
-        if pod is None:
+    def _pump(self) -> None:
+        """Opens a few of those that are to be opened, and the rest when others had their turn.
+
+        A connect() within the node does the whole handshake before it returns: a burst would keep clients waiting.
+        """
+        if self._pumping:
+            return
+        for _ in range(min(_AT_ONCE, len(self._queue))):
+            self._open(self._queue.popleft())
+        if self._queue:
+            self._pumping = True
+            self._loop.call_soon(self._pump_on)
+
+    def _pump_on(self) -> None:
+        self._pumping = False
+        self._pump()
+
+    def _tag(self, pair: Pair, family: int) -> bytes:
+        tag = self._tags.get(pair)
+        if tag is None:
+            tag = self._tags[pair] = Socket(
+                kind=Kind.UPSTREAM, workload=pair[0], endpoint=pair[1], family=family, home=self._generation
+            ).pack()
+        return tag
+
+    def _open(self, pair: Pair) -> None:
+        stock, pod, address = self._stocks.get(pair), self._pods.by_id.get(pair[0]), self._addresses.get(pair[1])
+        if stock is None or pod is None or address is None or self.draining:
+            if stock is not None:
+                stock.failed(self._loop.now)
             return
         try:
-            made = self._pods.sockets(pod, address, count)
+            sock = self._pods.socket(pod, address)
         except (OSError, BpfError) as cause:
-            log.warning("no upstream of %s to endpoint %d: %s", pod.key, pair[1], cause)
-            stock.opened(1)
-            stock.failed(self._loop.now)
+            self._not_opened(pair, str(cause))
             return
-        tag = Socket(
-            kind=Kind.UPSTREAM, workload=pair[0], endpoint=pair[1], family=address.family, home=self._generation
-        ).pack()
-        for sock in made:
-            upstream = Upstream(sock, pair)
-            stock.opened(1)
-            try:
-                self._maps["sockets"].update(sock.fileno().to_bytes(4, "little"), tag)
-                start_connect(sock, address)
-            except (OSError, BpfError) as cause:
-                self._not_opened(upstream, str(cause))
-                continue
-            self._loop.add(sock.fileno(), OUT, lambda _, u=upstream: self._connected(u))  # type: ignore[misc]
+        upstream = Upstream(sock, pair)
+        try:
+            self._maps["sockets"].update(sock.fileno().to_bytes(4, "little"), self._tag(pair, address.family))
+            start_connect(sock, address)
+        except (OSError, BpfError) as cause:
+            sock.close()
+            self._not_opened(pair, str(cause))
+            return
+        self._loop.add(sock.fileno(), OUT, lambda mask: self._on_event(upstream, mask))
 
-    def _not_opened(self, upstream: Upstream, why: str) -> None:
+    def _not_opened(self, pair: Pair, why: str) -> None:
         self.failed += 1
-        upstream.sock.close()
-        stock = self._stocks.get(upstream.pair)
+        stock = self._stocks.get(pair)
         if stock is not None:
             if not stock.failures:
-                log.info("upstream to endpoint %d: %s", upstream.pair[1], why)
+                log.info("no upstream of workload %d to endpoint %d: %s", pair[0], pair[1], why)
             stock.failed(self._loop.now)
+
+    def _on_event(self, upstream: Upstream, mask: int) -> None:
+        if upstream.key:
+            self.kill(upstream)  # anything at all is the end: a frozen wire is silent, and a lent one is not ours
+        elif mask & ERROR:
+            number = upstream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._loop.remove(upstream.sock.fileno())
+            upstream.sock.close()
+            self._not_opened(upstream.pair, os.strerror(number))
+        else:
+            self._connected(upstream)
 
     def _connected(self, upstream: Upstream) -> None:
         sock, pair = upstream.sock, upstream.pair
-        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            self._loop.remove(sock.fileno())
-            self._not_opened(upstream, f"error {number}")
-            return
         stock, members = self._stocks.get(pair), self._members.get(pair)
         pod, address = self._pods.by_id.get(pair[0]), self._addresses.get(pair[1])
         if stock is None or members is None or pod is None or address is None:  # went while it was being opened
@@ -209,10 +250,7 @@ class Upstreams:
         self.opened += 1
         self.by_key[upstream.key] = members[upstream.key] = upstream
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        fd = sock.fileno()
-        self._loop.remove(fd)
-        # anything at all is the end: a frozen wire is silent, and a lent one is not ours
-        self._loop.add(fd, IN | HANGUP | ERROR, lambda _: self.kill(upstream))
+        self._loop.change(sock.fileno(), IN | HANGUP | ERROR)
 
     # ---- the end ----
 
@@ -243,6 +281,7 @@ class Upstreams:
         stock = self._stocks.get(upstream.pair)
         if stock is not None:
             stock.closed()
+            self._dirty.add(upstream.pair)
 
     def _end_pair(self, pair: Pair) -> None:
         for upstream in list(self._members.get(pair, {}).values()):
