@@ -238,11 +238,12 @@ class Agent:
         ready = {key: live for key, live in self._views.items() if live.ready}
         workloads = [(w, key_of(w)) for w in self._registry.workloads.values() if key_of(w) in ready]
         intent = self._compiler.compile({key: live.resources() for key, live in ready.items()}, workloads, self._known)
-        steps = plan(self._observed, intent, prune=self._covered(ready))
+        covered = self._covered(ready)
+        steps = plan(self._observed, intent, prune=covered)
         compiled = time.perf_counter()
         self._reconciler.execute(steps)
         apply(self._observed, steps)
-        self._intent, self._known = intent, intent.known
+        self._intent, self._known = intent, intent.known if covered else intent.known.over(self._known)
         if announces(steps):
             self._applied.generation = self._reconciler.announce()
         executed = time.perf_counter()

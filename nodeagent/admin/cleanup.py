@@ -44,7 +44,7 @@ def remove(kernel: Kernel, paths: NodePaths) -> None:
         paths.bpffs.rmdir()
     for name in ("status.json", "agent.sock"):
         (paths.run / name).unlink(missing_ok=True)
-    _log.info("removed", node=paths.node, workloads=len(attached))
+    _log.info("removed", node=paths.node, attachments=len(attached))
 
 
 def _empty(directory: Path) -> None:

@@ -41,6 +41,18 @@ class Known:
         """Ids of one kind by key."""
         return self.ids.get(kind, {})
 
+    def over(self, older: Known) -> Known:
+        """These ids, and those of `older` that they do not contradict: for a round that removed nothing."""
+        ids: dict[NameKind, dict[str, int]] = {}
+        live: dict[NameKind, frozenset[int]] = {}
+        for kind in NameKind:
+            mine = self.of(kind)
+            taken = set(mine.values())
+            ids[kind] = {key: number for key, number in older.of(kind).items() if number not in taken} | dict(mine)
+            live[kind] = self.live.get(kind, frozenset()) | older.live.get(kind, frozenset())
+        last = {kind: max(self.last.get(kind, 0), older.last.get(kind, 0)) for kind in NameKind}
+        return Known(ids, last, live)
+
 
 @dataclass(slots=True)
 class Assigned:

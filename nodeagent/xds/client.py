@@ -27,7 +27,7 @@ METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAgg
 #: A view of a large mesh does not fit into gRPC's default of 4 MiB; ztunnel accepts as much.
 MAX_MESSAGE: Final = 200 << 20
 FIRST_PAUSE_S: Final = 0.2
-LONGEST_PAUSE_S: Final = 10.0
+LONGEST_PAUSE_S: Final = 3.0
 
 _log = structlog.get_logger("xds")
 
@@ -116,8 +116,11 @@ class ViewStream:
             await self._stream()
             raise StreamEnded("the control plane closed the stream")
         except _RETRY as error:
-            self.trouble = _words(error)
-            _log.warning("xds stream lost", view=self.view.key, reason=self.trouble)
+            words = _words(error)
+            # The first failure, and every other kind of failure, is worth a line; repetitions are not.
+            level = _log.debug if words == self.trouble else _log.warning
+            level("xds stream lost", view=self.view.key, reason=words)
+            self.trouble = words
             if self._responses() == before:
                 raise
         finally:

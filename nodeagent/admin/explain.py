@@ -1,0 +1,236 @@
+"""What the data path would do with a request, decided by libcore.so over the live maps.
+
+Needs what an agent pinned, not the agent. Nothing is sent and nothing is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from nodeagent.abi.numbers import REASON_LABELS, ActionKind, NameKind, Reason, ServiceKind
+from nodeagent.abi.records import Endpoint, Service, ServiceKey, VhostKey, Workload, address, address_text
+from nodeagent.bpf.abc import Kernel, Map
+from nodeagent.bpf.errors import NotPinnedError
+from nodeagent.bpf.kernel import LinuxKernel
+from nodeagent.core.decide import MAPS, Decider, Decision
+from nodeagent.core.libcore import Core, HeadReader
+from nodeagent.errors import AgentError, NotRunningError
+from nodeagent.telemetry.read import RouteCount, names_of, route_of
+
+_TCP: Final = 6
+
+
+class ExplainError(AgentError):
+    """The question does not name a workload of the node, or is no request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An endpoint that the request may go to."""
+
+    address: str
+    port: int
+    workload: str
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The answer.
+
+    outcome: `kernel` (one of `candidates`), `home` (left to the home peer, `reason` says why), `tcp` (the connection
+    itself is sent to one of `candidates`), `refused` (the connection is), `untouched` (not a service of the view).
+    clusters: what the weighted choice is between. domain: the virtual host's domain that matched.
+    """
+
+    outcome: str
+    reason: str
+    view: str
+    workload: str
+    service: str
+    table: str = ""
+    domain: str = ""
+    route: RouteCount | None = None
+    clusters: tuple[tuple[str, int], ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+
+
+def request(
+    bpffs_dir: Path,
+    workload: str,
+    method: str,
+    url: str,
+    headers: Sequence[tuple[str, str]] = (),
+    *,
+    kernel: Kernel | None = None,
+    core: Core | None = None,
+) -> Explanation:
+    """Explain `method url` from `workload` (`namespace/name`).
+
+    The URL's host is a service's address, or a name: then the address is the one that the view knows for a virtual
+    host of that name. A `Host` among `headers` takes the URL's place there, as on the wire.
+    Raises ExplainError for a question without an answer, NotRunningError when nothing is pinned.
+    """
+    edge = kernel or LinuxKernel()
+    with ExitStack() as stack:
+        maps: dict[str, Map] = {}
+        for name in (*MAPS, "names", "workloads", "services"):
+            try:
+                maps[name] = edge.pinned_map(bpffs_dir / "maps" / name)
+            except NotPinnedError as error:
+                raise NotRunningError(
+                    f"no maps are pinned under {bpffs_dir}", str(error), "start underpass-agent on this node"
+                ) from error
+            stack.callback(maps[name].close)
+        return _Explainer(edge, maps, core or Core()).explain(workload, method, url, headers)
+
+
+class _Explainer:
+    def __init__(self, kernel: Kernel, maps: dict[str, Map], core: Core) -> None:
+        self._maps, self._core = maps, core
+        self._decider = Decider(core, kernel, maps, lambda: 0)
+        self._reader = HeadReader(core)
+        self._names = {kind: names_of(maps, kind) for kind in NameKind}
+
+    def explain(self, workload: str, method: str, url: str, headers: Sequence[tuple[str, str]]) -> Explanation:
+        view, who = self._workload(workload)
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        if parts.scheme not in ("http", "tcp") or not parts.hostname:
+            raise ExplainError(f"{url!r} is no http URL", "only plaintext HTTP/1.1 is decided here", "http://HOST/PATH")
+        try:
+            port = parts.port or 80
+        except ValueError as error:
+            raise ExplainError(f"{url!r} has no usable port", str(error)) from None
+        view_name = self._names[NameKind.VIEW].get(view, str(view))
+        key = self._service_key(view, parts.hostname, port)
+        service_name = f"{parts.hostname}:{port}"
+        value = self._maps["services"].lookup(key.pack()) if key is not None else None
+        if key is None or value is None:
+            return Explanation("untouched", "no service of this view", view_name, who, service_name)
+        service_name = f"{address_text(key.addr)}:{port}"
+        service = Service.unpack(value)
+        if service.kind != ServiceKind.HTTP:
+            return self._connection(service, view_name, who, service_name)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        authority = parts.netloc.rpartition("@")[2]
+        decision = self._decide(service.table, method, target, authority, headers)
+        return self._answer(decision, service.table, view_name, who, service_name)
+
+    def _decide(
+        self, table: int, method: str, target: str, authority: str, headers: Sequence[tuple[str, str]]
+    ) -> Decision:
+        host = next((v for n, v in headers if n.lower() == "host"), authority)
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
+        lines += [f"{name}: {value}" for name, value in headers if name.lower() != "host"]
+        head = self._reader.parse(("\r\n".join(lines) + "\r\n\r\n").encode())
+        if head.reason:
+            return Decision(head.reason)
+        return self._decider.decide(self._reader, table)
+
+    def _answer(self, decision: Decision, table: int, view: str, workload: str, service: str) -> Explanation:
+        route = self._route(decision.route)
+        clusters = route.clusters if route is not None else ()
+        kernel = decision.reason == Reason.OK
+        names = [name for name, _ in clusters] if kernel else []
+        if not kernel and decision.cluster:
+            names = [self._names[NameKind.CLUSTER].get(decision.cluster, "")]
+        return Explanation(
+            outcome="kernel" if kernel else "home",
+            reason="" if kernel else REASON_LABELS.get(decision.reason, str(decision.reason)),
+            view=view,
+            workload=workload,
+            service=service,
+            table=self._names[NameKind.TABLE].get(table, "").partition(" @ ")[0],
+            domain=decision.domain.decode("latin-1"),
+            route=route,
+            clusters=clusters,
+            candidates=self._candidates(names, decision.cluster),
+        )
+
+    def _connection(self, service: Service, view: str, workload: str, name: str) -> Explanation:
+        route = self._route(service.tcp.route)
+        if service.kind == ServiceKind.TCP and service.tcp.kind == ActionKind.CLUSTERS:
+            members = [weight.cluster for weight in service.tcp.to if weight.cluster]
+            found = tuple(c for cluster in members for c in self._members(cluster))
+            return Explanation(
+                "tcp", "", view, workload, name, route=route, clusters=route.clusters if route else (), candidates=found
+            )
+        reason = REASON_LABELS.get(service.tcp.reason, "refused")
+        return Explanation("refused", reason, view, workload, name, route=route)
+
+    def _workload(self, key: str) -> tuple[int, str]:
+        """View id and full key of a workload; its namespace may be left out where the name is unique."""
+        found = {}
+        for number, text in self._names[NameKind.WORKLOAD].items():
+            name = text.partition(" ")[0]
+            value = self._maps["workloads"].lookup(number.to_bytes(4, "little"))
+            view = Workload.unpack(value).view if value is not None else 0
+            if view and (name == key or name.partition("/")[2] == key):
+                found[name] = view
+        if len(found) != 1:
+            known = sorted({text.partition(" ")[0] for text in self._names[NameKind.WORKLOAD].values()})
+            why = f"{len(found)} workloads have this name" if found else "no enrolled workload here has this name"
+            raise ExplainError(f"workload {key!r}", why, f"known: {', '.join(known) or 'none'}")
+        name, view = found.popitem()
+        return view, name
+
+    def _service_key(self, view: int, host: str, port: int) -> ServiceKey | None:
+        """The key of the service behind a host.
+
+        The host is its address, or a name that stands beside the address among the domains of a virtual host.
+        """
+        try:
+            return ServiceKey(view, port, _TCP, address(str(ip_address(host))))
+        except ValueError:
+            pass
+        keys = [ServiceKey.unpack(key) for key in self._maps["services"].keys()]  # noqa: SIM118 - a BPF map
+        mine = [key for key in keys if key.view == view and key.port == port]
+        for key in sorted(mine, key=lambda k: k.addr):
+            value = self._maps["services"].lookup(key.pack())
+            service = Service.unpack(value) if value is not None else Service()
+            if service.kind == ServiceKind.HTTP and self._same_host(service.table, host, key):
+                return key
+        return None
+
+    def _same_host(self, table: int, host: str, key: ServiceKey) -> bool:
+        """Whether a host and a VIP are domains of one virtual host: then they have the same record."""
+        text = address_text(key.addr)
+        vip = f"[{text}]" if ":" in text else text
+        records = [self._maps["vhosts"].lookup(_vhost(table, name)) for name in (host.lower(), vip)]
+        return records[0] is not None and records[0] == records[1]
+
+    def _route(self, number: int) -> RouteCount | None:
+        text = self._names[NameKind.ROUTE].get(number)
+        return route_of(number, text) if text is not None else None
+
+    def _candidates(self, names: list[str], chosen: int) -> tuple[Candidate, ...]:
+        """Endpoints of the clusters called `names`; the chosen cluster tells which version of the name is meant."""
+        ids: dict[str, int] = {}
+        for number, text in self._names[NameKind.CLUSTER].items():
+            base = text.partition(" # ")[0]
+            if base not in ids or number == chosen:
+                ids[base] = number
+        found: dict[Candidate, None] = {}
+        for name in names:
+            if name in ids:
+                found.update(dict.fromkeys(self._members(ids[name])))
+        return tuple(found)
+
+    def _members(self, cluster: int) -> list[Candidate]:
+        found = []
+        for number in self._decider.members(cluster):
+            value = self._maps["endpoints"].lookup(number.to_bytes(4, "little"))
+            record = Endpoint.unpack(value) if value is not None else Endpoint()
+            name = self._names[NameKind.ENDPOINT].get(number, "").partition(" ")[2]
+            found.append(Candidate(address_text(record.addr), record.port, name.partition(";")[0], bool(record.live)))
+        return found
+
+
+def _vhost(table: int, host: str) -> bytes:
+    return VhostKey(table, host.encode()[:91]).pack()
