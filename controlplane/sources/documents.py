@@ -193,7 +193,7 @@ class _Values:
             if not _FLOAT.fullmatch(text):
                 return text  # 1:30.5, .inf, .nan: no JSON number
             return float(text)
-        if kind == "str" and not node.style and _NUMBER_TO_OTHERS.fullmatch(text):
+        if kind == "str" and not getattr(node, "style", "") and _NUMBER_TO_OTHERS.fullmatch(text):
             return float(text) if "e" in text.lower() else _integer(text)
         return text
 

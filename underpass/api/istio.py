@@ -47,7 +47,7 @@ def _load() -> descriptor_pool.DescriptorPool:
     pool = descriptor_pool.DescriptorPool()
     data = resources.files("underpass.api").joinpath("istio.binpb").read_bytes()
     for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
-        pool.Add(file)  # type: ignore[attr-defined]  # missing from the stubs
+        pool.Add(file)
     return pool
 
 
@@ -66,7 +66,7 @@ def parse(full_name: str, data: Mapping[str, Any]) -> Parsed:
     """
     kind = message(full_name)
     unknown: list[str] = []
-    pruned = _prune(kind.DESCRIPTOR, data, "", unknown)
+    pruned = _prune(pool.FindMessageTypeByName(full_name), data, "", unknown)
     target = kind()
     try:
         json_format.ParseDict(pruned, target, descriptor_pool=pool)
@@ -104,8 +104,8 @@ _GO_UNITS: Final = {
 _GO_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 
 
-def _duration(value: Any) -> Any:
-    """Rewrite a Go duration (``1m30s``, ``100ms``) as proto JSON seconds; istiod accepts both.  Else unchanged."""
+def _duration(value: Any, path: str) -> Any:
+    """Rewrite a Go duration (``1m30s``, ``100ms``) as proto JSON seconds; istiod accepts both."""
     if not isinstance(value, str):
         return value
     text = value.removeprefix("-").removeprefix("+")
@@ -115,13 +115,13 @@ def _duration(value: Any) -> Any:
     while at < len(text):
         part = _GO_PART.match(text, at)
         if part is None:
-            return value
+            raise IstioSchemaError(f"{path}: {value!r} is not a duration like 1.5s, 100ms or 1h")
         whole, _, fraction = part.group(1).partition(".")
         unit = _GO_UNITS[part.group(2)]
         total += int(whole or "0") * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
         at = part.end()
     if not text:
-        return value
+        raise IstioSchemaError(f"{path}: a duration must not be empty")
     sign = "-" if value.startswith("-") else ""
     seconds, nanos = divmod(total, 10**9)
     return f"{sign}{seconds}.{nanos:09d}s" if nanos else f"{sign}{seconds}s"
@@ -130,7 +130,7 @@ def _duration(value: Any) -> Any:
 def _prune(descriptor: Descriptor, data: Any, path: str, unknown: list[str]) -> Any:
     """Copy ``data`` without the fields that ``descriptor`` lacks, appending their paths to ``unknown``."""
     if descriptor.full_name == "google.protobuf.Duration":
-        return _duration(data)
+        return _duration(data, path)
     if descriptor.full_name.startswith("google.protobuf.") or not isinstance(data, Mapping):
         return data
     known: dict[str, FieldDescriptor] = {}
@@ -191,7 +191,7 @@ def _generate() -> None:
     """Write ``istio.binpb`` from ``protos/``; run from the repository's root."""
     from pathlib import Path  # developers only
 
-    from grpc_tools import protoc  # type: ignore[import-untyped]
+    from grpc_tools import protoc
 
     sources = sorted(str(path) for path in Path("protos/istio").rglob("*.proto"))
     target = Path("underpass/api/istio.binpb")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from controlplane.model import Node
+from controlplane.model import Node, parse_node
 from controlplane.translate import Resources
-from tests.support.mesh import envoy_validates, parse_node, plain, read, resources, router
+from tests.support.mesh import envoy_validates, plain, read, resources, router
 
 DIRECTORY = Path(__file__).resolve().parents[3] / "golden" / "translate"
 BASE = (DIRECTORY / "base.yaml").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ def client(text: str) -> Node:
         metadata["GENERATOR"] = options["generator"]
     ips = options.get("ip", "10.244.9.9")
     metadata["INSTANCE_IPS"] = ips
-    place = (options.get("locality", "").split("/") + ["", "", ""])[:3]
+    place = [*options.get("locality", "").split("/"), "", "", ""][:3]
     return parse_node(
         f"sidecar~{ips.split(',')[0]}~client-0.{namespace}~{namespace}.svc.cluster.local",
         metadata,
@@ -50,7 +50,7 @@ def translated(name: str) -> tuple[Resources, Resources, tuple[Any, ...]]:
     node = client(text)
     before = resources(read(base=BASE).mesh, node)
     # The case comes first, so that an object which it defines again replaces the base's.
-    done = read(**{"a": text, "base": BASE})
+    done = read(a=text, base=BASE)
     rejected = [verdict for verdict in done.verdicts if verdict.state == "rejected"]
     assert not rejected, rejected
     return before, resources(done.mesh, node), done.verdicts
