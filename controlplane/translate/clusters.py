@@ -127,7 +127,9 @@ def _cluster(service: Service, port: Port, subset: str, scope: Scope, mesh: Mesh
     http2 = _connection_pool(out, port, policy.connection_pool)
     _outlier(out, policy.outlier_detection)
     _load_balancer(out, policy, kind)
-    if scope.key.generator != "grpc":
+    if scope.key.generator == "grpc":
+        _for_grpc(out)
+    else:
         _transport(out, service, port, subset, scope, mesh, policy, http2)
     return out
 
@@ -283,6 +285,17 @@ def _load_balancer(out: Any, policy: Policy, kind: str) -> None:
         out.ClearField("load_assignment")
     elif balancer is not None and simple != 2:
         _slow_start(out, balancer)
+
+
+def _for_grpc(out: Any) -> None:
+    """Only the load balancers that every gRPC has: its C core refuses the whole cluster for any other."""
+    out.ClearField("least_request_lb_config")
+    out.ClearField("round_robin_lb_config")
+    if out.lb_policy in (envoy.Cluster.RING_HASH, envoy.Cluster.MAGLEV):
+        out.ClearField("maglev_lb_config")
+        out.lb_policy = envoy.Cluster.RING_HASH
+    else:
+        out.lb_policy = envoy.Cluster.ROUND_ROBIN
 
 
 def _slow_start(out: Any, balancer: Any) -> None:

@@ -86,7 +86,7 @@ def test_an_edit_takes_effect_at_once(world: World) -> None:
     for weight, expected in ((100, {"v1"}), (0, {"v2"}), (100, {"v1"})):
         shop.write(world.config / "rules.yaml", shop.rules(weight))
         began = time.monotonic()
-        wait_for(f"only {expected}", lambda: set(world.spread(12)) == expected, every=0)
+        wait_for(f"only {expected}", lambda want=expected: set(world.spread(12)) == want, every=0)
         assert time.monotonic() - began < 1.0, "an edit took longer than a person would accept"
         assert set(world.spread(20)) == expected
 

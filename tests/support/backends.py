@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -38,7 +39,7 @@ class Backend:
             wbufsize = 1 << 16  # head and body in one segment, or each answer waits for a delayed ACK
             disable_nagle_algorithm = True
 
-            def do_GET(self) -> None:  # noqa: N802 - the library's name
+            def do_GET(self) -> None:
                 body = json.dumps({"name": name, "path": self.path, "headers": dict(self.headers)}).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
@@ -56,7 +57,7 @@ class Backend:
         self._server = Server((host, port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
-    def __enter__(self) -> Backend:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

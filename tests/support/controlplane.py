@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.support.tiers import repository
 
@@ -64,7 +64,7 @@ class ControlPlaneProcess:
         self.stop()
         self.start()
 
-    def __enter__(self) -> ControlPlaneProcess:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

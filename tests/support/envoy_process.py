@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 
@@ -87,7 +87,7 @@ class EnvoyProcess:
     def log(self) -> str:
         return (self._scratch / f"{self._name}.log").read_text()
 
-    def __enter__(self) -> EnvoyProcess:
+    def __enter__(self) -> Self:
         config = self._scratch / f"{self._name}.yaml"
         config.write_text(yaml.safe_dump(self._config))
         address = self._scratch / f"{self._name}.admin"
