@@ -24,7 +24,7 @@ from pathlib import Path
 
 from nodeagent.abi.codec import offset_of
 from nodeagent.abi.layout import STRUCTS
-from nodeagent.abi.numbers import ABI_VERSION, EventType
+from nodeagent.abi.numbers import ABI_VERSION, Counter, EventType
 from nodeagent.bpf import features
 from nodeagent.bpf.abc import Kernel, Map
 from nodeagent.bpf.errors import BpfError, NotPinnedError
@@ -48,7 +48,7 @@ from nodeagent.node.registry import Registry
 
 log = logging.getLogger("underpass.home")
 
-MAPS = (*DECISION_MAPS, "config", "cgroup_workload", "conns", "stocks", "events", "sockets", "home_stats")
+MAPS = (*DECISION_MAPS, "config", "cgroup_workload", "conns", "stocks", "events", "sockets", "home_stats", "counters")
 _LAYOUTS = {
     "config": "up_config", "conns": "up_conn", "stocks": "up_stock", "endpoints": "up_endpoint", "tables": "up_table",
     "clusters": "up_cluster", "vhosts": "up_vhost", "sockets": "up_socket", "home_stats": "up_home_stat",
@@ -72,6 +72,7 @@ class Settings:
     bpffs: Path | None
     mss: int
     drain: float
+    max_upstreams: int
     verbose: bool
 
 
@@ -100,14 +101,21 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
     parser.add_argument(
         "--drain", type=float, default=5.0, metavar="S", help="longest wait for requests at the end (5)"
     )
+    parser.add_argument(
+        "--max-upstreams", type=int, default=1024, metavar="N", help="most for one workload and endpoint (1024)"
+    )
     parser.add_argument("--verbose", action="store_true", help="log more")
     given = parser.parse_args(arguments)
     if not 536 <= given.mss <= 9000 and given.mss != 0:
         raise SettingsError(f"--mss {given.mss}", "not between 536 and 9000", "0 leaves it to the interface")
     if not given.node or "/" in given.node or "." in given.node:
         raise SettingsError(f"--node {given.node!r}", "a name without slashes and dots is needed")
+    if given.max_upstreams < 1:
+        raise SettingsError(f"--max-upstreams {given.max_upstreams}", "at least one is needed")
     listen = tuple(parse_address(text) for text in given.listen)
-    return Settings(given.node, listen, given.run_dir, given.bpffs, given.mss, given.drain, given.verbose)
+    return Settings(
+        given.node, listen, given.run_dir, given.bpffs, given.mss, given.drain, given.max_upstreams, given.verbose
+    )
 
 
 class Home:
@@ -121,11 +129,14 @@ class Home:
         self.loop = Loop()
         self._control = Control(pinned.programs[CONTROL])
         self.pods = Pods(Registry(paths.workloads), maps["cgroup_workload"], self._pod_gone)
-        self.upstreams = Upstreams(self.loop, maps, self._control, self.pods, self.generation, Limits())
+        limits = Limits(total=settings.max_upstreams)
+        self.upstreams = Upstreams(self.loop, maps, self._control, self.pods, self.generation, limits)
         self.stats = Stats(maps["home_stats"])
         self._decider = Decider(core, kernel, maps, lambda: random.getrandbits(32))
         self.clients = Clients(self.loop, maps, self._control, self.pods, core, self._decider, self.stats)
-        self.sweep = Sweep(maps["conns"], self._control, self.upstreams, self.generation)
+        self.sweep = Sweep(maps["conns"], self._control, self.upstreams, self.generation, self.clients.end_orphan)
+        self._counters = maps["counters"]
+        self._lost = self._events_lost()
         self._ring = kernel.ring(maps["events"])
         self._seen_generation = -1
         self._draining_until = 0.0
@@ -222,6 +233,7 @@ class Home:
         generation = int.from_bytes(value[_GENERATION : _GENERATION + 4], "little")
         if generation != self._seen_generation:
             self._seen_generation = generation
+            self.pods.recheck()
             self.upstreams.recheck()
 
     def _often(self) -> None:
@@ -229,7 +241,16 @@ class Home:
         self.clients.forget_closed()
         self.sweep.step()
 
+    def _events_lost(self) -> int:
+        slots = self._counters.lookup_percpu(int(Counter.EVENTS_LOST).to_bytes(4, "little")) or []
+        return sum(int.from_bytes(slot, "little") for slot in slots)
+
     def _seldom(self) -> None:
+        lost = self._events_lost()
+        if lost != self._lost:
+            log.warning("%d events lost, looking through all connections", lost - self._lost)
+            self._lost = lost
+            self.sweep.begin()
         self.upstreams.tick()
         self.clients.expire()
         self.stats.flush()

@@ -483,9 +483,9 @@ class Clients:
         Home's end may not have heard of it: a client that gives up while away speaks to its endpoint only.
         """
         self._closed.append((self._loop.now + _GRACE, key, cookie))
-        self._end_orphan(key, cookie)
+        self.end_orphan(key, cookie)
 
-    def _end_orphan(self, key: bytes, cookie: int) -> None:
+    def end_orphan(self, key: bytes, cookie: int) -> None:
         """Closes home's end of a client that has gone, if there is one and it is not a successor's."""
         client = self._by_key.get(key)
         if client is None or client.lingering:
@@ -502,7 +502,7 @@ class Clients:
         while closed and budget and (closed[0][0] <= now or len(closed) > _GRACE_ROOM):
             _, key, cookie = closed.popleft()
             if key in self._by_key:  # its event came before its connection was accepted
-                self._end_orphan(key, cookie)
+                self.end_orphan(key, cookie)
             self._control.forget(key, cookie)
             budget -= 1
 

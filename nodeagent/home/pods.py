@@ -30,9 +30,14 @@ class Pod:
     """One workload. sources: its addresses, as text and as 16 bytes, by IP version."""
 
     id: int
-    key: str
+    workload: Workload
     namespace: int
     sources: dict[int, tuple[str, bytes]]
+
+    @property
+    def key(self) -> str:
+        """The workload's key, "namespace/name"."""
+        return self.workload.key
 
 
 def _sources(workload: Workload) -> dict[int, tuple[str, bytes]]:
@@ -74,9 +79,20 @@ class Pods:
         except BpfError:
             return  # it is starting; the next poll tries again
         self._drop(key)
-        pod = Pod(number, key, namespace, _sources(workload))
+        pod = Pod(number, workload, namespace, _sources(workload))
         self.by_id[number] = self._by_key[key] = pod
         del self._waiting[key]
+
+    def recheck(self) -> None:
+        """The agent changed something: a workload may have another id now."""
+        for key, pod in list(self._by_key.items()):
+            try:
+                same = workload_id(self._ids, pod.workload.cgroup) == pod.id
+            except BpfError:
+                same = False
+            if not same:
+                self._drop(key)
+                self._waiting[key] = pod.workload
 
     def _drop(self, key: str) -> None:
         pod = self._by_key.pop(key, None)

@@ -16,7 +16,8 @@ class Limits:
 
     warm: kept for a pair in use even without misses; free: most that are kept free, below the kernel's UP_STOCK_SLOTS
     so that returning wires find room; total: most for a pair, lent ones included; burst: most opened in a step; decay:
-    without a miss for that long, the target sinks by a quarter; idle: unused for that long, nothing is kept at all.
+    without a miss for that long, the target sinks by a quarter; idle: unused for that long, nothing is kept at all;
+    lapse: unused for that long, what the endpoint closes for its own idleness is not opened again.
     """
 
     warm: int = 2
@@ -25,6 +26,7 @@ class Limits:
     burst: int = 64
     decay: float = 15.0
     idle: float = 600.0
+    lapse: float = 10.0
 
 
 @dataclass(slots=True)
@@ -119,3 +121,8 @@ class Stock:
     def closed(self) -> None:
         """An established one is gone."""
         self.total -= 1
+
+    def lapsed(self, now: float) -> None:
+        """The endpoint has closed a free one: it does not keep idle connections as long as we do."""
+        if now - self.used_at >= self.limits.lapse:
+            self.target = 0

@@ -23,7 +23,10 @@ _STEP = 512
 
 
 class Sweep:
-    """One walker over the table. clock: nanoseconds of the kernel's bpf_ktime_get_ns()."""
+    """One walker over the table.
+
+    client_ended: told of each client that ended long ago; clock: nanoseconds of the kernel's bpf_ktime_get_ns().
+    """
 
     def __init__(
         self,
@@ -31,10 +34,11 @@ class Sweep:
         control: Control,
         upstreams: Upstreams,
         generation: int,
+        client_ended: Callable[[bytes, int], None],
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._conns, self._control, self._upstreams = conns, control, upstreams
-        self._generation, self._clock = generation, clock
+        self._generation, self._client_ended, self._clock = generation, client_ended, clock
         self._walk: Iterator[tuple[bytes, bytes]] | None = None
         self.found = 0
 
@@ -60,6 +64,7 @@ class Sweep:
         if value[_KIND] == Kind.CLIENT:
             closed = int.from_bytes(value[_CLOSED : _CLOSED + 8], "little")
             if value[_FLAGS] & CF_CLOSED and self._clock() - closed > _OLD_NS:
+                self._client_ended(key, cookie)
                 self.found += self._control.forget(key, cookie)
             return
         dead = value[_STATE] == State.DEAD

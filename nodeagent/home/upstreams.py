@@ -226,7 +226,11 @@ class Upstreams:
 
     def _on_event(self, upstream: Upstream, mask: int) -> None:
         if upstream.key:
-            self.kill(upstream)  # anything at all is the end: a frozen wire is silent, and a lent one is not ours
+            # anything at all is the end: a frozen wire is silent, and a lent one is not ours
+            stock = self._stocks.get(upstream.pair)
+            if stock is not None:
+                stock.lapsed(self._loop.now)
+            self.kill(upstream)
         elif mask & ERROR:
             number = upstream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self._loop.remove(upstream.sock.fileno())

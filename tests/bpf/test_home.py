@@ -348,3 +348,40 @@ def test_two_homes_of_one_node(setup: Setup) -> None:
     assert second.returncode == 2
     assert "another home of this node is running" in second.stderr
     assert "Traceback" not in second.stderr
+
+
+def idle_clients(node: LittleNode, pod: Pod, count: int) -> subprocess.Popen[bytes]:
+    """Connections that have each asked once, and ask once more when a line comes on standard input."""
+    script = (
+        "import socket,sys\n"
+        "def ask(s):\n"
+        " s.sendall(b'GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n')\n"
+        " assert s.recv(65536).startswith(b'HTTP/1.1 200')\n"
+        f"all=[socket.create_connection(('{VIP4}',{SERVICE_PORT}),5) for i in range({count})]\n"
+        "for s in all: s.settimeout(5); ask(s)\n"
+        "for s in all: ask(s)\n"
+        "print('ready',flush=True)\n"
+        "sys.stdin.readline()\n"
+        "for s in all: ask(s)\n"
+        "print('done',flush=True)\n"
+    )
+    return node.spawn(pod, [sys.executable, "-c", script], enrolled=True)
+
+
+def test_idle_clients_give_their_wires_back_at_the_limit(tmp_path: Path) -> None:
+    with LittleNode(tmp_path, ["--max-upstreams", "6"]) as node:
+        setup = Setup(node)
+        idle = idle_clients(node, setup.client, 12)
+        assert idle.stdin is not None
+        assert idle.stdout is not None
+        assert idle.stdout.readline() == b"ready\n"
+        assert eventually(lambda: setup.upstreams(State.FREE) > 0), "wires of idle clients"
+        assert setup.upstreams() <= 6
+        before = node.counter(Counter.KERNEL)
+        assert servers(setup.ask([get("a")] * 20)) == ["a"] * 20
+        assert node.counter(Counter.KERNEL) - before >= 15
+        idle.stdin.write(b"\n")
+        idle.stdin.flush()
+        assert idle.stdout.readline() == b"done\n"
+        assert node.counter(Counter.RECLAIMED) > 0
+        assert "Traceback" not in node.home_log.read_text()

@@ -6,6 +6,7 @@ process's own, and everything is removed again.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -48,6 +49,7 @@ from nodeagent.node.registry import Workload
 HOME_PORT, SERVICE_PORT, SERVER_PORT = 15001, 80, 8080
 VIP4, VIP6 = "10.96.7.1", "fd00:96::71"
 TABLE, VIEW = 1, 1
+_NUMBERS = itertools.count()
 _LIVE, _WILD, _ANY, _IGNORE_PORT = 1, 2, 4, 8
 
 
@@ -74,9 +76,10 @@ class LittleNode:
     """One bridge, some pods, one home. Use as a context manager."""
 
     def __init__(self, root: Path, home_arguments: Sequence[str] = ()) -> None:
-        self.tag = f"{os.getpid() % 100000:05d}"
-        octet = 64 + os.getpid() % 128
-        self.net4, self.net6 = f"10.{octet}.9", f"fd77:{os.getpid() % 9999}"
+        number = next(_NUMBERS)
+        self.tag = f"{os.getpid() % 10000:04d}{number}"
+        octet = 64 + (os.getpid() + number) % 128
+        self.net4, self.net6 = f"10.{octet}.9", f"fd77:{os.getpid() % 9999}:{number}"
         self.home4, self.home6 = f"{self.net4}.1", f"{self.net6}::1"
         self.bridge = f"nvb{self.tag}"
         self.node = f"nvtest{self.tag}"
@@ -157,6 +160,7 @@ class LittleNode:
         script = f'echo $$ > "{pod.cgroup}/cgroup.procs"; exec "$@"' if enrolled else 'exec "$@"'
         child = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{pod.ns}", "sh", "-c", script, "sh", *command],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )

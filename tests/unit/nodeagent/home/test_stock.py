@@ -63,6 +63,17 @@ def test_long_unused_everything_goes() -> None:
     assert not stock.tick(0, 101.0)
 
 
+def test_what_an_endpoint_closes_for_idleness_is_not_opened_for_ever() -> None:
+    stock = Stock(LIMITS)
+    stock.total = 2
+    stock.want(0.0)
+    stock.closed()
+    stock.lapsed(9.0)
+    assert stock.observe(1, 0, False, 9.0) == Orders(open=1)
+    stock.lapsed(10.0)
+    assert not stock.observe(1, 0, False, 10.0)
+
+
 def test_at_the_limit_idle_clients_give_wires_back() -> None:
     stock = Stock(LIMITS)
     stock.total = 30
