@@ -124,7 +124,9 @@ def show(output: OutputOption = "table", name: NameOption = DEFAULT_NAME) -> Non
     if output == "json":
         typer.echo(json.dumps(found, indent=2))
     else:
-        console = Console(highlight=False)
+        console = Console(highlight=False, soft_wrap=True)
+        if not console.is_terminal:
+            console.width = max(console.width, 200)  # tables go on to grep and awk: nothing may be cut
         for program in found["programs"]:
             mark = "running" if program["running"] else "ENDED"
             console.print(f"{program['role']:<20} {mark}  pid {program['pid']}  {program['log']}", markup=False)

@@ -292,7 +292,10 @@ class Demo:
 
 def main() -> int:
     """Run the demo; 0 when everything was as it should be, else 1. Raises LabError and lab.Interrupted."""
-    demo = Demo(Console(highlight=False, soft_wrap=True))
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # in a log or a pipe nothing has to fit a window
+    demo = Demo(console)
     with lab.interruptible():
         demo.run()
     return 1 if demo.deviations else 0

@@ -49,7 +49,16 @@ def agent_status(paths: Paths, node: str) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def waiting_for(document: dict[str, Any] | None, expected: set[str]) -> str:
+def home_status(paths: Paths, node: str) -> dict[str, Any] | None:
+    """What a node's home last wrote about itself; None when there is nothing."""
+    try:
+        document = json.loads((paths.node(node) / "home.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def waiting_for(document: dict[str, Any] | None, home: dict[str, Any] | None, expected: set[str]) -> str:
     """What of a node is not ready yet, in words; empty when all `expected` workloads are enrolled and served. Pure."""
     if document is None:
         return "the agent does not answer"
@@ -67,6 +76,9 @@ def waiting_for(document: dict[str, Any] | None, expected: set[str]) -> str:
     for view in document["views"]:
         if not view["ready"]:
             return f"view {view['key']} waits for {', '.join(map(str, view['missing'])) or view['trouble'] or 'xDS'}"
+    known = set(home["workloads"]) if home is not None else set()
+    if expected - known:
+        return f"home does not serve {', '.join(sorted(expected - known))} yet"
     return ""
 
 
@@ -78,7 +90,7 @@ def wait_ready(state: State, timeout: float = READY_TIMEOUT) -> None:
     deadline = time.monotonic() + timeout
     for node in state.nodes:
         expected = {f"{w.namespace}/{w.name}" for w in state.workloads if w.entry["node"] == node}
-        while missing := waiting_for(agent_status(state.paths, node), expected):
+        while missing := waiting_for(agent_status(state.paths, node), home_status(state.paths, node), expected):
             _check_alive(programs)
             if time.monotonic() > deadline:
                 why = f"{node}: {missing}"

@@ -281,8 +281,8 @@ class _Builder:
         """From the plan `old` to this builder's, moving nothing that both have. When the files were written."""
         was = {workload.key: workload for workload in old.workloads}
         shall = {workload.key: workload for workload in self._plan.workloads}
-        gone = [workload for key, workload in was.items() if shall.get(key) != workload]
-        new = [workload for key, workload in shall.items() if was.get(key) != workload]
+        gone = [workload for key, workload in was.items() if not workload.runs_like(shall.get(key))]
+        new = [workload for key, workload in shall.items() if not workload.runs_like(was.get(key))]
         self._write_hosts([workload for workload in self._plan.workloads if workload not in new])
         self._add_workloads([workload for workload in new if workload.key not in was])
         self._wait_for_ports([workload for workload in new if workload.key not in was])
@@ -364,6 +364,8 @@ class _Builder:
                 item for item in self._state.workloads if f"{item.namespace}/{item.name}" != workload.key
             ]
             self._hosts_file(workload).unlink(missing_ok=True)
+        # The interface first and by name: that of a deleted namespace goes some time later, and its name is wanted again.
+        host.carry_out([topology.Step(old.node(w).netns, f"link delete {w.host_interface}") for w in workloads])
         host.delete_namespaces(old.netns(workload) for workload in workloads)
         if workloads:
             self._state.save()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from underpass.lab.addresses import Addressing
 
@@ -91,6 +91,10 @@ class Workload:
     def ports(self) -> tuple[int, ...]:
         """All ports that its processes are to listen on."""
         return tuple(sorted({port for process in self.processes for port in process.ports}))
+
+    def runs_like(self, other: Workload | None) -> bool:
+        """Whether nothing has to be started anew for the other, wherever in which file it is written."""
+        return other is not None and replace(self, file="", line=0) == replace(other, file="", line=0)
 
     @property
     def host_interface(self) -> str:
