@@ -343,53 +343,89 @@ UP_INLINE __u8 up_response_line(const __u8 *b)
 	return UP_H_SKIP;
 }
 
-/* To the end of the line, eight bytes at a time. Returns how far, at most 128; *ended: the line end was met, and counted. */
-UP_INLINE __u32 up_response_skip(const __u8 *b, __u32 n, int *ended)
+/* A status line's beginning, taken at once: b has 16 bytes. Returns how many, 0: byte by byte. */
+UP_INLINE __u32 up_response_status(struct up_response *r, const __u8 *b)
 {
-	__u32 k;
+	__u8 x = b[9] - '0', y = b[10] - '0', z = b[11] - '0';
 
-	*ended = 0;
-	for (k = 0; k < 128; k += 8) {
-		__u64 x = up_load64(b + k) ^ ('\n' * UP_ONES);
-		__u64 m = (x - UP_ONES) & ~x & UP_HIGHS;
-
-		if (m) {
-			k += up_first_byte(m) + 1;
-			*ended = k <= n;
-			break;
-		}
-		if (k + 8 >= n)
-			return n;
-	}
-	return k < n ? k : n;
+	if (r->match || (up_load64(b) & ~(0xffULL << 56)) != UP_8('H', 'T', 'T', 'P', '/', '1', '.', 0) || b[8] != ' ' ||
+	    x > 9 || y > 9 || z > 9)
+		return 0;
+	if (b[7] == '0')
+		r->flags |= UP_RSPF_CLOSE;
+	r->status = x * 100 + y * 10 + z;
+	r->step = UP_H_SKIP;
+	return 12;
 }
 
-/* A status line's beginning, or a line that is worth reading: what of it is taken at once. 0: byte by byte. */
-UP_INLINE __u32 up_response_fast(struct up_response *r, const __u8 *b)
+/* The digits behind "content-length:" with their line end, at once, if they lie within n bytes. 0: byte by byte. */
+UP_INLINE __u32 up_response_digits(struct up_response *r, const __u8 *b, __u32 n)
 {
-	__u8 step;
+	__u64 v = 0;
+	__u32 k, at = b[0] == ' ';
 
-	if (r->step == UP_H_STATUS) {
-		__u8 x = b[9] - '0', y = b[10] - '0', z = b[11] - '0';
+	for (k = 0; k < 10; k++) {
+		__u8 d = b[at + k] - '0';
 
-		if (r->match || (up_load64(b) & ~(0xffULL << 56)) != UP_8('H', 'T', 'T', 'P', '/', '1', '.', 0) ||
-		    b[8] != ' ' || x > 9 || y > 9 || z > 9)
-			return 0;
-		if (b[7] == '0')
-			r->flags |= UP_RSPF_CLOSE;
-		r->status = x * 100 + y * 10 + z;
-		r->step = UP_H_SKIP;
-		return 12;
+		if (d > 9)
+			break;
+		v = v * 10 + d;
 	}
-	step = up_response_line(b);
-	if (step == UP_H_CONNECTION && up_lower64(b + 12) == UP_8('k', 'e', 'e', 'p', '-', 'a', 'l', 'i'))
-		step = UP_H_SKIP;
+	if (!k || at + k + 2 > n || up_load16(b + at + k) != ('\r' | '\n' << 8) || (r->flags & UP_RSPF_LENGTH))
+		return 0;
+	r->value = v;
+	r->flags |= UP_RSPF_LENGTH;
+	return at + k + 2;
+}
+
+#define UP_LINES_STEP 48
+
+/*
+ * Lines that say nothing about framing, a word of eight bytes at a time. Starts inside a line (UP_H_SKIP) or at its start
+ * (UP_H_LINE); stops at a line that must be read, with r->step saying how, at the head's end, or near the end of the bytes.
+ */
+UP_INLINE __u32 up_response_lines(struct up_response *r, struct up_rsp_scratch *s, __u32 pos, __u32 n)
+{
+	__u32 k, step = r->step;
+
+	for (k = 0; k < UP_LINES_STEP; k++) {
+		__u8 *b;
+		__u64 w, m;
+
+		pos = up_bound(pos, 2 * UP_RSP_HEAD_MAX - 1);
+		if (pos + 8 > n || pos >= UP_RSP_HEAD_MAX)
+			break;
+		b = s->buf + UP_RSP_BUF(pos);
+		w = up_load64(b);
+		if (step == UP_H_LINE) {
+			__u8 c = (__u8)w | 0x20;
+
+			if (c == 'c' || c == 't') {
+				if (n - pos < 22)
+					break;
+				step = up_response_line(b);
+				if (step == UP_H_CONNECTION && up_lower64(b + 12) == UP_8('k', 'e', 'e', 'p', '-', 'a', 'l', 'i'))
+					step = UP_H_SKIP;
+				if (step != UP_H_SKIP)
+					break;
+			} else if (c == ('\r' | 0x20) || c == ('\n' | 0x20)) {
+				break;
+			}
+		}
+		m = w ^ ('\n' * UP_ONES);
+		m = (m - UP_ONES) & ~m & UP_HIGHS;
+		/* a branch, not a conditional move: the next load must not wait for this word's line end */
+		if (!m) {
+			pos += 8;
+			step = UP_H_SKIP;
+			continue;
+		}
+		pos += up_first_byte(m) + 1;
+		step = UP_H_LINE;
+	}
 	r->step = step;
 	r->match = 0;
-	r->hash = UP_HASH_START;
-	if (step == UP_H_LENGTH && !(r->flags & UP_RSPF_LENGTH))
-		r->value = 0;
-	return step == UP_H_LENGTH ? 15 : step == UP_H_CODING ? 18 : step == UP_H_CONNECTION ? 11 : 1;
+	return pos;
 }
 
 static long up_feed_step(__u32 i, void *state)
@@ -399,7 +435,6 @@ static long up_feed_step(__u32 i, void *state)
 	struct up_rsp_scratch *s = f->s;
 	__u32 pos = f->pos, n = f->n, k = 0;
 	__u8 *b;
-	int ended;
 
 	(void)i;
 	if (pos >= n || pos >= UP_RSP_HEAD_MAX || !up_response_wants(r))
@@ -421,23 +456,37 @@ static long up_feed_step(__u32 i, void *state)
 		r->match = 0;
 		r->status = 0;
 	}
-	if (n - pos >= 32 && (r->step == UP_H_STATUS || (r->step == UP_H_LINE && b[0] != '\r' && b[0] != '\n'))) {
-		k = up_response_fast(r, b);
-		if (k && r->step != UP_H_SKIP) {
-			r->next += k;
-			f->pos = pos + k;
+	if (r->step == UP_H_STATUS && n - pos >= 16)
+		k = up_response_status(r, b);
+	if (r->step == UP_H_SKIP || r->step == UP_H_LINE) {
+		k = up_response_lines(r, s, pos + k, n) - pos;
+		pos += k;
+		b = s->buf + UP_RSP_BUF(pos);
+		if (r->step == UP_H_LENGTH || r->step == UP_H_CODING || r->step == UP_H_CONNECTION) {
+			__u32 name = r->step == UP_H_LENGTH ? 15 : r->step == UP_H_CODING ? 18 : 11;
+
+			k += name;
+			r->hash = UP_HASH_START;
+			if (r->step == UP_H_LENGTH) {
+				__u32 digits = up_response_digits(r, b + 15, n - pos - 15);
+
+				if (!(r->flags & UP_RSPF_LENGTH))
+					r->value = 0;
+				if (digits)
+					r->step = UP_H_LINE;
+				k += digits;
+			}
+		} else if (r->step == UP_H_LINE && n - pos >= 2 && up_load16(b) == ('\r' | '\n' << 8)) {
+			r->next += k + 2;
+			f->pos += k + 2;
+			up_response_headed(r);
 			return 0;
 		}
-	}
-	if (r->step == UP_H_SKIP) {
-		k = up_response_skip(b, n - pos, &ended);
-		r->next += k;
-		f->pos = pos + k;
-		if (ended) {
-			r->step = UP_H_LINE;
-			r->match = 0;
+		if (k) {
+			r->next += k;
+			f->pos += k;
+			return 0;
 		}
-		return 0;
 	}
 	r->next++;
 	f->pos = pos + 1;
