@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 from controlplane.admin.debug import Debug
 from controlplane.admin.http import HttpServer
 from controlplane.admin.metrics import ConfigMetrics
+from controlplane.admin.services import Services
 from controlplane.errors import AddressInUse, ControlPlaneError, UsageProblem
 from controlplane.model.build import build
 from controlplane.model.verdict import Verdict
@@ -92,6 +93,7 @@ class ControlPlane:
             on_ack=self.debug.on_ack,
         )
         self.debug.connections = self.server.connections
+        self._services = Services(self.debug.clients, lambda: self.debug.ready)
         self._grpc = grpc.aio.server(options=CHANNEL_OPTIONS)
         self._http = HttpServer(self.debug.handle)
 
@@ -103,6 +105,7 @@ class ControlPlane:
             raise UsageProblem(f"--config: {error}") from error
         await self._take(first)
         self.server.register(self._grpc)
+        self._services.register(self._grpc)
         xds = self._listen(self.settings.listen)
         for address in self.settings.also_listen:
             self._listen(address)

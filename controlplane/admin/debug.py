@@ -129,7 +129,7 @@ class Debug:
     def answer(self, connection: Connection, query: Query) -> Sequence[tuple[str, bytes]]:
         """The resources that answer a debug query: pairs of type URL and value."""
         if query.type_url == f"{_DEBUG}/syncz":
-            return [(_CLIENT_CONFIG, dump.client_config(c).SerializeToString()) for c in self._clients()]
+            return [(_CLIENT_CONFIG, dump.client_config(c).SerializeToString()) for c in self.clients()]
         if query.type_url == f"{_DEBUG}/config_dump":
             if len(query.names) != 1:
                 return [self._problem("exactly one proxy name is needed, as POD.NAMESPACE")]
@@ -149,7 +149,7 @@ class Debug:
     def _problem(message: str) -> tuple[str, bytes]:
         return _DEBUG, json.dumps({"error": message}).encode()
 
-    def _clients(self) -> list[Connection]:
+    def clients(self) -> list[Connection]:
         """Connections of proxies, in order of their nodes; istioctl itself is none."""
         return sorted(
             (c for c in self.connections.values() if c.attachment is not None and not dump.is_tool(c.node)),
@@ -158,7 +158,7 @@ class Debug:
 
     def _find(self, name: str) -> Connection | None:
         """The client whose id contains *name*, as istiod matches."""
-        return next((c for c in self._clients() if name and name in dump.connection_id(c)), None)
+        return next((c for c in self.clients() if name and name in dump.connection_id(c)), None)
 
     # --- pages --------------------------------------------------------------------------------------------------------
 
@@ -168,10 +168,10 @@ class Debug:
         ]
 
     def _syncz_page(self, _: Mapping[str, str]) -> Any:
-        return [dump.sync_entry(connection, self._version) for connection in self._clients()]
+        return [dump.sync_entry(connection, self._version) for connection in self.clients()]
 
     def _connections_page(self, _: Mapping[str, str]) -> Any:
-        clients = self._clients()
+        clients = self.clients()
         return {
             "totalClients": len(clients),
             "clients": [
@@ -249,8 +249,8 @@ class Debug:
     def _push_status(self, _: Mapping[str, str]) -> Any:
         return {
             "generation": self._views.generation,
-            "clients": len(self._clients()),
-            "groups": len(self._views.groups),
+            "clients": len(self.clients()),
+            "groups": sum(group.node.generator != "event" for group in self._views.groups),
             "refusals": [
                 {"node": r.node, "type": r.type, "resources": list(r.resources), "reason": r.reason, "at": r.at}
                 for r in self._refusals.values()

@@ -67,6 +67,39 @@ def client_config(connection: Connection) -> Any:
     return config
 
 
+_CLIENT_STATUS: Final = "envoy.admin.v3.ClientResourceStatus"
+
+
+def resources(connection: Connection, *, contents: bool) -> Any:
+    """A client resource by resource, as CSDS describes it: version, what the client made of it, and the content."""
+    config = envoy.ClientConfig()
+    if connection.node is not None:
+        config.node.id = connection.node.id
+        config.node.metadata.CopyFrom(connection.node.metadata)
+    snapshot = _snapshot(connection)
+    for status in connection.session.status():
+        times = connection.time_of(status.type_url)
+        wanted = connection.session.watched(status.type_url)
+        for resource in snapshot[status.type_url].values():
+            if wanted is not None and resource.name not in wanted:
+                continue
+            refused = resource.name in status.error_names
+            entry = config.generic_xds_configs.add(
+                type_url=status.type_url, name=resource.name, version_info=resource.version
+            )
+            entry.config_status = envoy.enum_value(_STATUS, "ERROR" if refused else status.state)
+            client = "NACKED" if refused else "ACKED" if status.state == "SYNCED" else "REQUESTED"
+            entry.client_status = envoy.enum_value(_CLIENT_STATUS, client)
+            if times.sent:
+                entry.last_updated.FromNanoseconds(int(times.sent * 1e9))
+            if refused:
+                entry.error_state.details = status.error
+            if contents and status.type_url != SECRET:
+                entry.xds_config.type_url = resource.type_url
+                entry.xds_config.value = resource.body
+    return config
+
+
 def sync_entry(connection: Connection, version: str) -> dict[str, Any]:
     """A client as ``/debug/syncz`` lists it, read by ``istioctl version``."""
     own = _metadata(connection.node)

@@ -271,6 +271,13 @@ class Session(ABC):
         """Where the client stands, by type in push order."""
         return [channel.status() for channel in self._order]
 
+    def watched(self, type_url: str) -> frozenset[str] | None:
+        """The names of a type that the client watches; None for all of them."""
+        channel = self._channels.get(type_url)
+        if channel is None:
+            return frozenset()
+        return None if channel.wildcard else frozenset(channel.names)
+
     def _answered(self, channel: Channel, request: Any) -> Event | None:
         """ACK or NACK of a response that this stream sent; only ``error_detail`` makes a NACK."""
         nonce = request.response_nonce

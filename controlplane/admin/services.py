@@ -1,0 +1,123 @@
+"""gRPC services beside discovery: health checking, and CSDS, the standard question "where does each client stand?"."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Final
+
+import grpc
+
+from controlplane.admin import dump
+from controlplane.snapshot.resource import varint
+from controlplane.xds.server import SERVICE_NAMES, Connection
+from underpass.api import envoy
+
+HEALTH: Final = "grpc.health.v1.Health"
+CSDS: Final = "envoy.service.status.v3.ClientStatusDiscoveryService"
+
+#: ``HealthCheckResponse.ServingStatus``.
+_SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3
+#: How often a health watch looks whether its answer changed, seconds.
+_WATCH_PERIOD: Final = 0.5
+
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+def _status(value: int) -> bytes:
+    """``HealthCheckResponse{status = value}``: its only field, a varint."""
+    return b"\x08" + varint(value)
+
+
+def _service(request: bytes) -> str:
+    """``HealthCheckRequest.service``, its only field; raises :class:`ValueError` for anything else."""
+    if not request:
+        return ""
+    # The whole message is tag 0x0a, a length and that many bytes; names are far below 128 bytes.
+    if len(request) < 2 or request[0] != 0x0A or request[1] != len(request) - 2:
+        raise ValueError("not a HealthCheckRequest")
+    return request[2:].decode()
+
+
+class Services:
+    """Health and CSDS over one control plane."""
+
+    def __init__(self, clients: Callable[[], Iterable[Connection]], ready: Callable[[], bool]) -> None:
+        self._clients = clients
+        self._ready = ready
+        self._names = {"", HEALTH, CSDS, *SERVICE_NAMES}
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Serve on *server*; call before it starts."""
+        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    HEALTH, {"Check": unary(self._check), "Watch": stream(self._watch)}
+                ),
+                grpc.method_handlers_generic_handler(
+                    CSDS,
+                    {
+                        "FetchClientStatus": unary(self._fetch),
+                        "StreamClientStatus": grpc.stream_stream_rpc_method_handler(self._stream),
+                    },
+                ),
+            )
+        )
+
+    # --- health -------------------------------------------------------------------------------------------------------
+
+    def _health(self, service: str) -> int:
+        if service not in self._names:
+            return _SERVICE_UNKNOWN
+        return _SERVING if self._ready() else _NOT_SERVING
+
+    async def _asked(self, request: bytes, context: _Context) -> str:
+        try:
+            return _service(request)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    async def _check(self, request: bytes, context: _Context) -> bytes:
+        service = await self._asked(request, context)
+        status = self._health(service)
+        if status == _SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {service}")
+        return _status(status)
+
+    async def _watch(self, request: bytes, context: _Context) -> AsyncIterator[bytes]:
+        service = await self._asked(request, context)
+        last = 0
+        while True:
+            status = self._health(service)
+            if status != last:
+                last = status
+                yield _status(status)
+            await asyncio.sleep(_WATCH_PERIOD)
+
+    # --- CSDS ---------------------------------------------------------------------------------------------------------
+
+    def _answer(self, data: bytes) -> bytes:
+        request = envoy.ClientStatusRequest.FromString(data)
+        reply = envoy.ClientStatusResponse()
+        for connection in self._clients():
+            if _wanted(connection, request):
+                reply.config.append(dump.resources(connection, contents=not request.exclude_resource_contents))
+        return reply.SerializeToString()
+
+    async def _fetch(self, request: bytes, _: _Context) -> bytes:
+        return self._answer(request)
+
+    async def _stream(self, requests: AsyncIterator[bytes], _: _Context) -> AsyncIterator[bytes]:
+        async for request in requests:
+            yield self._answer(request)
+
+
+def _wanted(connection: Connection, request: Any) -> bool:
+    """Whether a CSDS request asks for this client: by exact node id in a matcher, or all when it has none."""
+    if not request.node_matchers:
+        return True
+    return any(
+        matcher.node_id.WhichOneof("match_pattern") == "exact" and matcher.node_id.exact == connection.node_id
+        for matcher in request.node_matchers
+    )

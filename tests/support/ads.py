@@ -1,0 +1,61 @@
+"""A hand-driven ADS client over a real channel: requests and responses as messages, one at a time."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from typing import Any, Self
+
+import grpc
+
+from underpass.api import envoy
+
+_ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/"
+
+
+class AdsStream:
+    """One stream; a context manager. ``recv`` raises :class:`grpc.RpcError` when the server ends it."""
+
+    def __init__(self, address: str, *, delta: bool = False, method: str = "") -> None:
+        self._delta = delta
+        self._channel = grpc.insecure_channel(address)
+        self._requests: queue.Queue[bytes | None] = queue.Queue()
+        path = method or _ADS + ("DeltaAggregatedResources" if delta else "StreamAggregatedResources")
+        self._call = self._channel.stream_stream(path)(iter(self._sending()), timeout=60)
+
+    def _sending(self) -> Iterator[bytes]:
+        while (item := self._requests.get()) is not None:
+            yield item
+
+    def send(self, message: Any) -> None:
+        """Send a message, or bytes as they are."""
+        self._requests.put(message if isinstance(message, bytes) else message.SerializeToString())
+
+    def recv(self) -> Any:
+        """The next response."""
+        kind = envoy.DeltaDiscoveryResponse if self._delta else envoy.DiscoveryResponse
+        return kind.FromString(next(self._call))
+
+    def ack(self, response: Any, names: list[str] | None = None, error: str = "") -> None:
+        """Accept (or refuse) a response."""
+        if self._delta:
+            request: Any = envoy.DeltaDiscoveryRequest(type_url=response.type_url, response_nonce=response.nonce)
+        else:
+            request = envoy.DiscoveryRequest(
+                type_url=response.type_url,
+                response_nonce=response.nonce,
+                version_info=response.version_info,
+                resource_names=names or [],
+            )
+        if error:
+            request.error_detail.code = 3
+            request.error_detail.message = error
+        self.send(request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._requests.put(None)
+        self._call.cancel()
+        self._channel.close()
