@@ -151,10 +151,12 @@ def apply(
         sources = read_all(files)
         applied = lab.apply(name, sources, _say)
         rejected = follow.report_verdicts(applied.state, [source.path for source in sources], typer.echo)
-        follow.wait_applied(applied.state)
+        refused = follow.wait_applied(applied.state)
     except LabError as error:
         raise fail(error) from None
-    if rejected:
+    for line in refused:
+        _say(f"refused by {line}")
+    if rejected or refused:
         raise typer.Exit(1)
 
 

@@ -280,7 +280,7 @@ class Demo:
         applied = lab.apply(NAME, [read_file(path)], self._say)
         if follow.report_verdicts(applied.state, [path], lambda _line: None):
             self.deviations.append(f"the control plane rejected {name}")
-        follow.wait_applied(applied.state)
+        self.deviations += [f"refused by {line}" for line in follow.wait_applied(applied.state)]
         return applied.written_at
 
     def _title(self, text: str) -> None:

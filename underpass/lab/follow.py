@@ -86,12 +86,11 @@ def wait_ready(state: State, timeout: float = READY_TIMEOUT) -> None:
     """Wait until each node's agent has enrolled all its workloads. Raises LabError that names what is missing."""
     if not state.options.mesh:
         return
-    programs = [process for process in state.processes if "/" not in process.role]
     deadline = time.monotonic() + timeout
     for node in state.nodes:
         expected = {f"{w.namespace}/{w.name}" for w in state.workloads if w.entry["node"] == node}
         while missing := waiting_for(agent_status(state.paths, node), home_status(state.paths, node), expected):
-            _check_alive(programs)
+            _check_alive(_programs(state))
             if time.monotonic() > deadline:
                 why = f"{node}: {missing}"
                 raise LabError(f"the mesh is not ready after {timeout:.0f} s", why, f"see {state.paths.logs}", 3)
@@ -104,31 +103,13 @@ def _check_alive(programs: Sequence[Started]) -> None:
             raise LabError(f"{process.role} ended", tail(process.log) or "no output", f"see {process.log}")
 
 
-def report_verdicts(state: State, paths: Sequence[str], say: Callable[[str], None]) -> bool:
-    """Print what the control plane says of the objects of `paths`. True when one of them was rejected."""
-    if not state.options.mesh:
-        return False
-    names = {file["name"] for file in state.files if file["path"] in paths}
-    rejected = False
-    for verdict in verdicts(state):
-        if verdict["file"] not in names:
-            continue
-        where = f"{verdict['kind']} {verdict['namespace']}/{verdict['name']}".replace(" /", " ")
-        line = f"{verdict['file']}:{verdict['line']}: {where} {verdict['state']}"
-        say(line + (f": {verdict['reason']}" if verdict.get("reason") else ""))
-        for note in verdict.get("notes", ()):
-            say(f"  {verdict['file']}:{note['line']}: {note['message']}")
-        rejected = rejected or verdict["state"] == "rejected"
-    return rejected
-
-
 def has_read(found: Sequence[dict[str, Any]], revision: int) -> bool:
     """Whether the control plane's verdicts show that it has read the lab's change number `revision`. Pure."""
     marker = ("ServiceAccount", REVISION_NAMESPACE, revision_name(revision))
     return any((item.get("kind"), item.get("namespace"), item.get("name")) == marker for item in found)
 
 
-def unsynchronised(document: Any, nodes: Sequence[str]) -> tuple[list[str], list[str]]:
+def unsynchronised(document: Any) -> tuple[list[str], list[str]]:
     """Who of the control plane's clients has yet to follow, and who refuses, from its page of connections. Pure."""
     behind, refusing = [], []
     for client in document.get("clients", ()) if isinstance(document, dict) else ():
@@ -141,6 +122,39 @@ def unsynchronised(document: Any, nodes: Sequence[str]) -> tuple[list[str], list
     return behind, refusing
 
 
+def _wait_read(state: State, deadline: float) -> list[dict[str, Any]]:
+    """The control plane's verdicts after the last change."""
+    while not has_read(found := verdicts(state), state.revision):
+        _check_alive(_programs(state))
+        if time.monotonic() > deadline:
+            why = "the control plane has not read its directory"
+            raise LabError("the change is not in force", why, f"see {state.paths.logs}/controlplane.log", 3)
+        time.sleep(STEP)
+    return found
+
+
+def report_verdicts(state: State, paths: Sequence[str], say: Callable[[str], None]) -> bool:
+    """Print what the control plane says of the objects of `paths`, once it has read the last change.
+
+    True when one of them was rejected. Raises LabError when it does not read the change.
+    """
+    if not state.options.mesh:
+        return False
+    found = _wait_read(state, time.monotonic() + APPLY_TIMEOUT)
+    names = {file["name"] for file in state.files if file["path"] in paths}
+    rejected = False
+    for verdict in found:
+        if verdict["file"] not in names:
+            continue
+        where = f"{verdict['kind']} {verdict['namespace']}/{verdict['name']}".replace(" /", " ")
+        line = f"{verdict['file']}:{verdict['line']}: {where} {verdict['state']}"
+        say(line + (f": {verdict['reason']}" if verdict.get("reason") else ""))
+        for note in verdict.get("notes", ()):
+            say(f"  {verdict['file']}:{note['line']}: {note['message']}")
+        rejected = rejected or verdict["state"] == "rejected"
+    return rejected
+
+
 def wait_applied(state: State, timeout: float = APPLY_TIMEOUT) -> list[str]:
     """Wait until the control plane has read the last change and every agent has put into the kernel what follows of it.
 
@@ -149,23 +163,21 @@ def wait_applied(state: State, timeout: float = APPLY_TIMEOUT) -> list[str]:
     """
     if not state.options.mesh:
         return []
-    programs = [process for process in state.processes if "/" not in process.role]
     deadline = time.monotonic() + timeout
-    read, quiet, refusing = False, 0, list[str]()
+    _wait_read(state, deadline)
+    quiet, refusing = 0, list[str]()
     while quiet < QUIET_LOOKS:
-        _check_alive(programs)
-        missing = "the control plane has not read the change"
-        read = read or has_read(verdicts(state), state.revision)
-        if read:
-            # Between reading and pushing there is a moment in which nothing is out of step yet: look more than once.
-            behind, refusing = unsynchronised(get_json(state.http, "/debug/connections")[1], state.nodes)
-            quiet = 0 if behind else quiet + 1
-            missing = ", ".join(behind)
-        if quiet < QUIET_LOOKS:
-            if time.monotonic() > deadline:
-                raise LabError(
-                    f"the change is not in force after {timeout:.0f} s", missing, f"see {state.paths.logs}", 3
-                )
-            time.sleep(STEP)
+        # Between reading and pushing there is a moment in which nothing is out of step yet: look more than once.
+        _check_alive(_programs(state))
+        behind, refusing = unsynchronised(get_json(state.http, "/debug/connections")[1])
+        quiet = 0 if behind else quiet + 1
+        if time.monotonic() > deadline:
+            why = f"see {state.paths.logs}"
+            raise LabError(f"the change is not in force after {timeout:.0f} s", ", ".join(behind), why, 3)
+        time.sleep(STEP)
     wait_ready(state, max(1.0, deadline - time.monotonic()))
     return refusing
+
+
+def _programs(state: State) -> list[Started]:
+    return [process for process in state.processes if "/" not in process.role]

@@ -364,7 +364,7 @@ class _Builder:
                 item for item in self._state.workloads if f"{item.namespace}/{item.name}" != workload.key
             ]
             self._hosts_file(workload).unlink(missing_ok=True)
-        # The interface first and by name: that of a deleted namespace goes some time later, and its name is wanted again.
+        # The interface first and by name: a deleted namespace's goes some time later, and its name is wanted again.
         host.carry_out([topology.Step(old.node(w).netns, f"link delete {w.host_interface}") for w in workloads])
         host.delete_namespaces(old.netns(workload) for workload in workloads)
         if workloads:
