@@ -10,7 +10,7 @@ from typing import Final
 
 from controlplane.model.objects import Config, Key, Object, SourceRef
 from controlplane.model.verdict import Note
-from controlplane.sources import kubernetes_objects
+from controlplane.sources import kubernetes_objects, support
 from controlplane.sources.documents import RawDocument
 from controlplane.sources.kubernetes_objects import Reader
 from controlplane.sources.rejection import RejectedError
@@ -92,6 +92,7 @@ def convert(document: RawDocument, modified: float = 0.0) -> Outcome | None:
             lines = {path[5:]: line for path, line in document.lines.items() if path.startswith("spec.")}
             config = Config(about, parsed.message, lines)
             notes.extend(validate(config))
+            notes.extend(support.notes(config))
             return Accepted(config, tuple(sorted(notes)))
         known = kubernetes_objects.KINDS.get(kind)
         if known is not None and group in known[0]:

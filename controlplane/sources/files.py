@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from typing import Final
 
-from controlplane.sources.documents import RawDocument, broken, parse
+from controlplane.sources.documents import broken, parse
+from controlplane.sources.snapshot import File, Snapshot, Stamp
+
+__all__ = ["Directory", "DirectoryError", "File", "Snapshot", "Stamp"]
 
 #: Shortest time between two looks, seconds.
 MIN_PERIOD: Final = 0.02
@@ -30,30 +32,6 @@ MAX_WAIT: Final = 0.25
 MAX_FILE: Final = 64 * 1024 * 1024
 
 _SKIP_ENDINGS: Final = ("~", ".swp", ".swx", ".swo", ".tmp", ".bak", ".orig", ".rej")
-
-Stamp = tuple[int, int, int]
-"""Modification time in ns, size, inode."""
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """One file's documents.  Equal stamps mean the same ``documents`` object."""
-
-    name: str
-    stamp: Stamp
-    documents: tuple[RawDocument, ...]
-
-    @property
-    def modified(self) -> float:
-        """Modification time, whole seconds since the epoch."""
-        return float(self.stamp[0] // 1_000_000_000)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All files at one moment, by name relative to the directory, in sorted order."""
-
-    files: Mapping[str, File] = field(default_factory=dict)
 
 
 class DirectoryError(Exception):

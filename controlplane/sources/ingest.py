@@ -17,7 +17,7 @@ from controlplane.model.objects import Key, Object
 from controlplane.model.verdict import Note, Verdict
 from controlplane.sources.convert import Accepted, Outcome, Rejected, convert
 from controlplane.sources.documents import RawDocument
-from controlplane.sources.files import File, Snapshot
+from controlplane.sources.snapshot import File, Snapshot
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,12 +68,6 @@ def _outlier(outlier: Any, path: str, out: Findings) -> None:
     out.duration(outlier, "base_ejection_time", f"{path}.baseEjectionTime")
     out.percent(outlier.max_ejection_percent, f"{path}.maxEjectionPercent")
     out.percent(outlier.min_health_percent, f"{path}.minHealthPercent")
-    if outlier.consecutive_errors:
-        out.note(
-            "deprecated",
-            "consecutiveErrors is deprecated and has no effect; use consecutive5xxErrors",
-            f"{path}.consecutiveErrors",
-        )
     if outlier.consecutive_local_origin_failures.value and not outlier.split_external_local_origin_errors:
         out.error("bad-outlier", "consecutiveLocalOriginFailures needs splitExternalLocalOriginErrors: true", path)
 

@@ -111,6 +111,8 @@ def authorization_policy(config: Config, out: Findings) -> None:
     spec = config.spec
     if spec.HasField("selector") and (spec.HasField("target_ref") or spec.target_refs):
         out.error("conflicting-settings", "selector and targetRefs exclude each other")
+    if spec.HasField("target_ref") or spec.target_refs:
+        out.error("unsupported-target", "targetRefs are not enforced yet (waypoints, Gateway API); use a selector")
     custom = spec.action == 3
     if custom and not spec.provider.name:
         out.error("no-provider", "action CUSTOM needs provider.name")

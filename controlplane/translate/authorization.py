@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from controlplane.model.labels import freeze, get, selects
+from controlplane.model.labels import Labels, freeze, get, selects
 from controlplane.model.mesh import Mesh
-from controlplane.model.node import Node
 from controlplane.model.objects import Config
 from underpass.api import envoy
 
@@ -47,21 +46,19 @@ class Enforcement:
     tcp: tuple[Any, ...] = ()
 
 
-def selected(mesh: Mesh, node: Node) -> list[Config]:
+def selected(mesh: Mesh, namespace: str, labels: Labels) -> list[Config]:
     """Policies that judge what this workload receives: its namespace's and the root namespace's, by selector."""
     return [
         policy
         for policy in mesh.authorization_policies
-        if policy.meta.key.namespace in (node.namespace, mesh.root_namespace)
-        and not policy.spec.target_refs
-        and not policy.spec.HasField("target_ref")
-        and selects(freeze(policy.spec.selector.match_labels), node.labels)
+        if policy.meta.key.namespace in (namespace, mesh.root_namespace)
+        and selects(freeze(policy.spec.selector.match_labels), labels)
     ]
 
 
-def enforcement(mesh: Mesh, node: Node) -> Enforcement:
-    """Return the filters that enforce a workload's policies."""
-    policies = sorted(selected(mesh, node), key=lambda policy: policy.meta.age)
+def enforcement(mesh: Mesh, namespace: str, labels: Labels) -> Enforcement:
+    """Return the filters that enforce the policies of a workload in ``namespace`` with ``labels``."""
+    policies = sorted(selected(mesh, namespace, labels), key=lambda policy: policy.meta.age)
     trust = Trust(mesh.trust_domain)
     return Enforcement(tuple(filters(policies, trust, tcp=False)), tuple(filters(policies, trust, tcp=True)))
 

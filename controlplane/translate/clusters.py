@@ -125,12 +125,16 @@ def _cluster(service: Service, port: Port, subset: str, scope: Scope, mesh: Mesh
     elif kind in ("STRICT_DNS", "LOGICAL_DNS"):
         _dns(out, service, port, subset, scope, mesh, policy)
     http2 = _connection_pool(out, port, policy.connection_pool)
+    if policy.retry_budget is not None:
+        _retry_budget(out, policy.retry_budget)
     _outlier(out, policy.outlier_detection)
     _load_balancer(out, policy, kind)
     if scope.key.generator == "grpc":
         _for_grpc(out)
     else:
         _transport(out, service, port, subset, scope, mesh, policy, http2)
+        if policy.proxy_protocol is not None:
+            _proxy_protocol(out, policy.proxy_protocol)
     return out
 
 
@@ -220,6 +224,20 @@ def _protocol(out: Any, port: Port, http: Any, options: Any, common: Any) -> boo
     if options.ListFields():
         out.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(envoy.pack_any(options))
     return http2
+
+
+def _retry_budget(out: Any, settings: Any) -> None:
+    """A share of the active requests may be retries, instead of a fixed number."""
+    limits = out.circuit_breakers.thresholds[0]
+    budget = limits.retry_budget
+    budget.SetInParent()
+    if settings.HasField("percent"):
+        budget.budget_percent.value = settings.percent.value
+    if settings.min_retry_concurrency:
+        budget.min_retry_concurrency.value = settings.min_retry_concurrency
+    if settings.HasField("budget_interval"):
+        budget.budget_interval.CopyFrom(duration(settings.budget_interval))
+    limits.ClearField("max_retries")  # Envoy lets the budget win; say one thing only
 
 
 def _keepalive(out: Any, settings: Any) -> None:
@@ -373,8 +391,6 @@ def _transport(
         out.transport_socket.CopyFrom(client_tls(settings, http2=http2, sds=scope.key.mesh_certificates))
         if not settings.sni:
             _auto_sni(out, verify=not settings.subject_alt_names and not settings.insecure_skip_verify.value)
-    if policy.proxy_protocol is not None:
-        _proxy_protocol(out, policy.proxy_protocol)
 
 
 def _auto_sni(out: Any, *, verify: bool) -> None:
@@ -390,14 +406,19 @@ def _auto_sni(out: Any, *, verify: bool) -> None:
 
 
 def _proxy_protocol(out: Any, settings: Any) -> None:
+    """Tell the server the client's address in front of everything else, TLS included."""
     kind = envoy.message("envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport")
-    inner = out.transport_socket if out.HasField("transport_socket") else raw_socket()
-    wrapped = kind(config={"version": settings.version}, transport_socket=inner)
-    out.transport_socket.CopyFrom(
-        envoy.TransportSocket(
-            name="envoy.transport_sockets.upstream_proxy_protocol", typed_config=envoy.pack_any(wrapped)
+
+    def wrap(inner: Any) -> Any:
+        config = kind(config={"version": settings.version}, transport_socket=inner)
+        return envoy.TransportSocket(
+            name="envoy.transport_sockets.upstream_proxy_protocol", typed_config=envoy.pack_any(config)
         )
-    )
+
+    for match in out.transport_socket_matches:
+        match.transport_socket.CopyFrom(wrap(match.transport_socket))
+    if not out.transport_socket_matches:
+        out.transport_socket.CopyFrom(wrap(out.transport_socket if out.HasField("transport_socket") else raw_socket()))
 
 
 def inbound_cluster(target: int, port: Port, services: list[Service], scope: Scope) -> Any:

@@ -97,8 +97,10 @@ def inbound_http(stat: str, configuration: Any, filters: Sequence[Any] = ()) -> 
     return _network(names.HCM, out)
 
 
-def tcp(cluster: str, *, stat: str = "", idle: Any = None, weights: Sequence[tuple[str, int]] = ()) -> Any:
-    """Forward bytes to a cluster, or to several by weight."""
+def tcp(
+    cluster: str, *, stat: str = "", idle: Any = None, weights: Sequence[tuple[str, int]] = (), tunnel: Any = None
+) -> Any:
+    """Forward bytes to a cluster, or to several by weight; ``tunnel`` is a DestinationRule's, through an HTTP proxy."""
     out = envoy.TcpProxy(stat_prefix=stat or cluster)
     if weights:
         out.weighted_clusters.clusters.extend(
@@ -108,6 +110,9 @@ def tcp(cluster: str, *, stat: str = "", idle: Any = None, weights: Sequence[tup
         out.cluster = cluster
     if idle is not None:
         out.idle_timeout.CopyFrom(idle)
+    if tunnel is not None:
+        out.tunneling_config.hostname = f"{tunnel.target_host}:{tunnel.target_port}"
+        out.tunneling_config.use_post = tunnel.protocol == "POST"
     return _network(names.TCP_PROXY, out)
 
 

@@ -15,6 +15,7 @@ from controlplane.model.labels import freeze, selects
 from controlplane.model.mesh import Mesh, fqdn
 from controlplane.model.objects import Config
 from controlplane.translate import filters, names
+from controlplane.translate.authorization import Enforcement, enforcement
 from controlplane.translate.outbound import forward_filter, listener_name
 from controlplane.translate.route_match import is_catch_all
 from controlplane.translate.routes import Place, metadata, virtual_service_routes
@@ -127,12 +128,15 @@ def _listener(name: str, address: str, port: int, items: list[Served], scope: Sc
         traffic_direction="OUTBOUND",
         max_connections_to_accept_per_socket_event={"value": 1},
     )
+    rules = enforcement(mesh, scope.key.namespace, scope.key.labels)
     plain = [item for item in items if item.protocol in _HTTP]
     if plain:
-        out.filter_chains.append(filters.chain([filters.gateway_http(name, plain[0].route)], slow=True))
+        out.filter_chains.append(
+            filters.chain([filters.gateway_http(name, plain[0].route, filters=rules.http)], slow=True)
+        )
     seen: set[tuple[str, ...]] = set()
     for item in items:
-        for chain in _chains(item, name, scope, mesh):
+        for chain in _chains(item, name, scope, mesh, rules):
             key = tuple(chain.filter_chain_match.server_names)
             if key in seen or (plain and not key):
                 continue  # two servers on one port with the same hosts: the older keeps them
@@ -143,23 +147,23 @@ def _listener(name: str, address: str, port: int, items: list[Served], scope: Sc
     return out
 
 
-def _chains(item: Served, name: str, scope: Scope, mesh: Mesh) -> Iterable[Any]:
+def _chains(item: Served, name: str, scope: Scope, mesh: Mesh, rules: Enforcement) -> Iterable[Any]:
     if item.protocol in _HTTP:
         return
     if item.is_http:
         match = _sni_match(item.server.hosts)
         yield filters.chain(
-            [filters.gateway_http(name, item.route)],
+            [filters.gateway_http(name, item.route, filters=rules.http)],
             match=match,
             socket=_server_tls(item.server.tls, http=True),
             slow=True,
         )
     elif item.protocol in ("HTTPS", "TLS") and not item.terminates:
-        yield from _l4(item, "tls", scope, mesh, None)
+        yield from _l4(item, "tls", scope, mesh, None, rules)
     elif item.protocol == "TLS":
-        yield from _l4(item, "tcp", scope, mesh, _server_tls(item.server.tls, http=False))
+        yield from _l4(item, "tcp", scope, mesh, _server_tls(item.server.tls, http=False), rules)
     else:
-        yield from _l4(item, "tcp", scope, mesh, None)
+        yield from _l4(item, "tcp", scope, mesh, None, rules)
 
 
 def _bare(host: str) -> str:
@@ -202,7 +206,7 @@ def _server_tls(tls: Any, *, http: bool) -> Any:
     return envoy.TransportSocket(name=TLS_SOCKET, typed_config=envoy.pack_any(context))
 
 
-def _l4(item: Served, kind: str, scope: Scope, mesh: Mesh, socket: Any) -> Iterable[Any]:
+def _l4(item: Served, kind: str, scope: Scope, mesh: Mesh, socket: Any, rules: Enforcement) -> Iterable[Any]:
     """Chains of tls (by SNI) or tcp rules of the VirtualServices bound to this server."""
     for config in _bound(item, scope):
         place = _place(item, config)
@@ -219,7 +223,8 @@ def _l4(item: Served, kind: str, scope: Scope, mesh: Mesh, socket: Any) -> Itera
                 match = envoy.FilterChainMatch(server_names=[name for name in wanted if name != "*"])
                 if socket is not None and not match.server_names:
                     match = _sni_match(item.server.hosts) or match
-                chain = filters.chain([forward], match=match if match.ListFields() else None, socket=socket, slow=True)
+                found = match if match.ListFields() else None
+                chain = filters.chain([*rules.tcp, forward], match=found, socket=socket, slow=True)
                 key = config.meta.key
                 chain.metadata.CopyFrom(
                     metadata(

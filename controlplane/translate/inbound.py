@@ -198,7 +198,7 @@ def listener(mesh: Mesh, node: Node) -> Any:
     family = 6 if node.ips and ":" in node.ips[0] else 4
     wildcard = names.WILDCARD[family]
     ports = served(mesh, node)
-    rules = enforcement(mesh, node)
+    rules = enforcement(mesh, node.namespace, node.labels)
 
     def mode_of(port: int) -> Mode:
         return mutual_tls(mesh, node, port) if node.mesh_certificates else "DISABLE"

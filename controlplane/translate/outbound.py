@@ -137,7 +137,8 @@ def _idle(service: Service, port: Port, scope: Scope, subset: str = "") -> Any:
 
 def _plain_chain(service: Service, port: Port, scope: Scope) -> Any:
     cluster = names.cluster(service.hostname, port.number)
-    out = filters.chain([filters.tcp(cluster, idle=_idle(service, port, scope))], slow=True)
+    tunnel = resolve(scope.rules.get(service.hostname), port.number).tunnel
+    out = filters.chain([filters.tcp(cluster, idle=_idle(service, port, scope), tunnel=tunnel)], slow=True)
     out.metadata.CopyFrom(
         metadata(
             service.kind, service.namespace, service.object, 0, service.source.file, service.source.line, istio=False
@@ -224,7 +225,9 @@ def forward_filter(rule: Any, config: Config, scope: Scope, mesh: Mesh, port: in
         (destination_cluster(route.destination, space, scope, mesh, port), int(route.weight)) for route in rule.route
     ]
     if len(wanted) == 1:
-        return filters.tcp(wanted[0][0], idle=idle)
+        target = rule.route[0].destination
+        found = scope.rules.get(fqdn(target.host, space, mesh.domain))
+        return filters.tcp(wanted[0][0], idle=idle, tunnel=resolve(found, port, target.subset).tunnel)
     weights = [(name, weight) for name, weight in wanted if weight]
     return filters.tcp("", stat=f"{config.meta.key.name}.{space}", weights=weights, idle=idle)
 

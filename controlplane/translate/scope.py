@@ -100,7 +100,8 @@ def scope_key(node: Node, relevant: frozenset[str], locality: tuple[str, str, st
         type=node.type,
         namespace=node.namespace,
         domain=node.domain,
-        labels=tuple(pair for pair in node.labels if pair[0] in relevant),
+        # A gateway's own policies are part of what it is sent, so all of its labels count.
+        labels=tuple(pair for pair in node.labels if node.type != "sidecar" or pair[0] in relevant),
         generator=node.generator,
         mesh_certificates=node.mesh_certificates,
         interception=node.interception,

@@ -8,8 +8,8 @@ from typing import Any
 
 from controlplane.model import Mesh, Node, parse_node
 from controlplane.sources.documents import parse
-from controlplane.sources.files import File, Snapshot
 from controlplane.sources.ingest import Ingested, State, ingest
+from controlplane.sources.snapshot import File, Snapshot
 from controlplane.translate import Resources, prepare, translate
 from controlplane.translate.names import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from underpass.api import envoy
