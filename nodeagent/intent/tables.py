@@ -118,6 +118,7 @@ class TableCompiler:
             found = [*f.of_action(route), *route.unsupported, *vhost.unsupported, *common]
             if isinstance(matches, Matches):
                 found += matches.undecided[index]
+                found += _behind(vhost, matches, index)
             clusters = _destinations(route)
             if len(clusters) > n.WEIGHTS:
                 found += ["capacity", f"{len(clusters)} destinations, a route holds {n.WEIGHTS}"]
@@ -134,6 +135,18 @@ class TableCompiler:
                 known = str(error)
         self._fresh[matches] = known
         return known
+
+
+def _behind(vhost: VirtualHost, matches: Matches, index: int) -> list[str]:
+    """What a route gets from one in front of it that takes everything.
+
+    Behind a plain catch-all it is never reached; behind one that only the home peer can evaluate, it is the home
+    peer's, too.
+    """
+    last = matches.last
+    if last is None or index <= last or not matches.undecided[last]:
+        return []
+    return [f"behind {match_text(vhost.routes[last].match)}", *matches.undecided[last]]
 
 
 def _destinations(route: Route) -> tuple[WeightedCluster, ...]:

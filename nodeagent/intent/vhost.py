@@ -52,12 +52,14 @@ class Matches:
     """What the matches of a virtual host compile to.
 
     `undecided[i]` are the features of route i's match that the kernel cannot evaluate. With `image` None route `only`
-    takes every request, or, with `only` None too, no route takes any.
+    takes every request, or, with `only` None too, no route takes any. `last` is the last route that a request can
+    reach: it takes everything that comes so far.
     """
 
     undecided: tuple[tuple[str, ...], ...]
     image: Image | None = None
     only: int | None = None
+    last: int | None = None
     path: Automaton | None = None
     headers: tuple[HeaderRule, ...] = ()
     rules: tuple[RouteRule, ...] = ()
@@ -122,6 +124,7 @@ def compile_matches(matches: Sequence[RouteMatch]) -> Matches:
     paths: list[Pattern] = []
     rules: list[RouteRule] = []
     final: set[int] = set()
+    last: int | None = None
     for index, match in enumerate(matches):
         features = list(match.unsupported)
         path = _path(match, features)
@@ -129,12 +132,13 @@ def compile_matches(matches: Sequence[RouteMatch]) -> Matches:
         undecided.append(tuple(dict.fromkeys(features)))
         for need, forbid in ways if methods else ():
             if not rules and path == _EVERY_PATH and methods == ANY_METHOD and not need and not forbid:
-                return Matches(_padded(undecided, len(matches)), only=index)
+                return Matches(_padded(undecided, len(matches)), only=index, last=index)
             if not need and not forbid and methods == ANY_METHOD:
                 final.add(len(rules))
             paths.append(path)
             rules.append(RouteRule(need, forbid, methods, index))
         if path == _EVERY_PATH and methods == ANY_METHOD and (0, 0) in ways:
+            last = index
             break  # nothing behind a route that takes everything is ever reached
     undecided_all = _padded(undecided, len(matches))
     if not rules:
@@ -144,7 +148,7 @@ def compile_matches(matches: Sequence[RouteMatch]) -> Matches:
     automaton = build(paths, n.STATES, frozenset(final))
     headers = predicates.rules()
     image = pack(automaton, headers, rules, len(matches))
-    return Matches(undecided_all, image, None, automaton, headers, tuple(rules))
+    return Matches(undecided_all, image, None, last, automaton, headers, tuple(rules))
 
 
 def _padded(undecided: list[tuple[str, ...]], length: int) -> tuple[tuple[str, ...], ...]:
@@ -155,7 +159,7 @@ def _path(match: RouteMatch, features: list[str]) -> Pattern:
     kind = match.path.kind
     if kind is PathKind.REGEX:
         features.append("path-regex")
-        return _EVERY_PATH
+        return Pattern(PatternKind.PREFIX, literal_prefix(match.path.value).encode())
     if kind is PathKind.TEMPLATE:
         features.append("path-template")
         return _EVERY_PATH
@@ -167,6 +171,20 @@ def _path(match: RouteMatch, features: list[str]) -> Pattern:
     if kind is PathKind.PREFIX and value in (b"", b"/"):
         return _EVERY_PATH  # canonical paths begin with a slash
     return Pattern(_PATHS[kind], value, match.path.ignore_case)
+
+
+def literal_prefix(regex: str) -> str:
+    """Characters that every full match of `regex` begins with: as much as is plain to see, maybe nothing."""
+    if "|" in regex:
+        return ""
+    text = ""
+    for i, char in enumerate(regex):
+        if not (char.isalnum() or char in "/-_~!@#%&=:;,<>\"'` ") or not char.isascii():
+            break
+        if regex[i + 1 : i + 2] in ("*", "?", "{"):
+            break  # this character may be missing
+        text += char
+    return text
 
 
 def _ways(match: RouteMatch, predicates: _Predicates, features: list[str]) -> tuple[int, list[_Way]]:

@@ -1,23 +1,15 @@
 """A second, naive reading of Envoy's route matching, for tests: one condition after the other, no automata, no bits.
 
-It shares nothing with the compiler but the input values. `Outcome.UNSURE` stands for a condition that the kernel does
-not evaluate: such a route must be punted for every request that fulfils its other conditions.
+It shares nothing with the compiler but the input values.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+
+import re2
 
 from nodeagent.cache.resources import PathKind, RouteMatch, StringKind, ValueMatch
-
-
-class Outcome(Enum):
-    """Whether a condition holds."""
-
-    YES = 1
-    NO = 2
-    UNSURE = 3
 
 
 @dataclass(frozen=True)
@@ -44,57 +36,63 @@ class Request:
         return next((v for n, v in self.headers if n.lower() == name), None)
 
 
-def first(matches: list[RouteMatch], request: Request) -> tuple[int, bool] | None:
-    """(route, sure) of the first route that takes the request; None when none does."""
-    for index, match in enumerate(matches):
-        outcome = holds(match, request)
-        if outcome is not Outcome.NO:
-            return index, outcome is Outcome.YES
-    return None
+def first(matches: list[RouteMatch], request: Request) -> int | None:
+    """The first route that takes the request; None when none does."""
+    return next((i for i, match in enumerate(matches) if holds(match, request)), None)
 
 
-def holds(match: RouteMatch, request: Request) -> Outcome:
-    outcomes = [_path(match, request), *(_header(header, request) for header in match.headers)]
-    outcomes += [Outcome.UNSURE] * (len(match.query) + len(match.unsupported))
-    if Outcome.NO in outcomes:
-        return Outcome.NO
-    return Outcome.UNSURE if Outcome.UNSURE in outcomes else Outcome.YES
+def holds(match: RouteMatch, request: Request) -> bool:
+    """Whether all conditions of a route hold."""
+    return (
+        _path(match, request)
+        and all(_header(header, request) for header in match.headers)
+        and all(_parameter(parameter, request) for parameter in match.query)
+    )
 
 
-def _path(match: RouteMatch, request: Request) -> Outcome:
+def _path(match: RouteMatch, request: Request) -> bool:
     path, value = request.target.partition("?")[0], match.path.value
+    if match.path.kind is PathKind.REGEX:
+        return re2.fullmatch(value, path) is not None
     if match.path.ignore_case:
         path, value = path.lower(), value.lower()
     if match.path.kind is PathKind.PREFIX:
-        return _told(path.startswith(value))
+        return path.startswith(value)
     if match.path.kind is PathKind.EXACT:
-        return _told(path == value)
-    if match.path.kind is PathKind.SEPARATED:
-        return _told(path == value or path[: len(value) + 1] == value + "/")
-    return Outcome.UNSURE
+        return path == value
+    assert match.path.kind is PathKind.SEPARATED
+    return path == value or path[: len(value) + 1] == value + "/"
 
 
-def _header(header: ValueMatch, request: Request) -> Outcome:
+def _header(header: ValueMatch, request: Request) -> bool:
     value = request.value(header.name)
     if header.kind is StringKind.PRESENT:
-        return _told((value is not None) != header.invert)
-    if header.kind in (StringKind.REGEX, StringKind.RANGE):
-        return Outcome.UNSURE
+        return (value is not None) != header.invert
     if value is None:
         if not header.missing_as_empty:
-            return Outcome.NO
+            return False
         value = ""
-    wanted = header.value
-    if header.ignore_case:
+    return _compare(header, value) != header.invert
+
+
+def _parameter(parameter: ValueMatch, request: Request) -> bool:
+    """The first parameter of that name counts, as in Envoy; one that is not there fulfils nothing."""
+    for part in request.target.partition("?")[2].split("&"):
+        name, _, value = part.partition("=")
+        if part and name == parameter.name:
+            return _compare(parameter, value)
+    return False
+
+
+def _compare(condition: ValueMatch, value: str) -> bool:
+    wanted = condition.value
+    if condition.kind is StringKind.REGEX:
+        return re2.fullmatch(wanted, value) is not None
+    if condition.ignore_case:
         value, wanted = value.lower(), wanted.lower()
-    found = {
+    return {
         StringKind.EXACT: value == wanted,
         StringKind.PREFIX: value.startswith(wanted),
         StringKind.SUFFIX: value.endswith(wanted),
         StringKind.CONTAINS: wanted in value,
-    }[header.kind]
-    return _told(found != header.invert)
-
-
-def _told(holds: bool) -> Outcome:
-    return Outcome.YES if holds else Outcome.NO
+    }[condition.kind]
