@@ -46,7 +46,7 @@ def body(kind: str, data: Mapping[str, Any]) -> bytes:
 
 def cached(parts: Mapping[str, Iterable[Mapping[str, Any]]], decoder: Decoder | None = None) -> ViewCache:
     """A cache that holds the given resources; none of them may be refused."""
-    cache = ViewCache(decoder or Decoder())
+    cache = ViewCache(Decoder() if decoder is None else decoder)
     for kind, (url, _) in TYPES.items():
         name = "cluster_name" if kind == "endpoints" else "name"
         bodies = tuple(Body(data[name], body(kind, data)) for data in parts.get(kind, ()))
