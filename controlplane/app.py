@@ -114,6 +114,7 @@ class ControlPlane:
         try:
             http_port = await self._http.start(http.host, http.port)
         except OSError as error:
+            await self._grpc.stop(None)
             raise AddressInUse(f"--http {http}: {error.strerror or error}; choose another address") from error
         self.debug.ready = True
         gc.collect()

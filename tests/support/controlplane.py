@@ -32,6 +32,13 @@ class ControlPlaneProcess:
         path = self._scratch / "controlplane.log"
         return path.read_text() if path.exists() else ""
 
+    @property
+    def rss(self) -> int:
+        """Resident memory in bytes."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
     def start(self) -> None:
         addresses = self._scratch / "addresses.json"
         addresses.unlink(missing_ok=True)

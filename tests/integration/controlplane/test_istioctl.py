@@ -161,7 +161,7 @@ def test_the_refusal_is_shown_against_the_object_that_caused_it(plane: ControlPl
 def test_client_status_discovery(plane: ControlPlaneProcess, proxy: AdsStream) -> None:
     """CSDS, as grpcdebug and others ask it."""
     with grpc.insecure_channel(plane.xds) as channel:
-        fetch = channel.unary_unary("/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus")
+        fetch: Any = channel.unary_unary("/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus")
         everything = envoy.ClientStatusResponse.FromString(fetch(b"", timeout=10))
         request = envoy.ClientStatusRequest(exclude_resource_contents=True)
         request.node_matchers.add().node_id.exact = "somebody-else"
@@ -177,13 +177,14 @@ def test_client_status_discovery(plane: ControlPlaneProcess, proxy: AdsStream) -
 
 def test_health(plane: ControlPlaneProcess) -> None:
     with grpc.insecure_channel(plane.xds) as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
         assert check(b"", timeout=10) == b"\x08\x01"
         name = b"envoy.service.discovery.v3.AggregatedDiscoveryService"
         assert check(b"\x0a" + bytes([len(name)]) + name, timeout=10) == b"\x08\x01"
         with pytest.raises(grpc.RpcError) as caught:
             check(b"\x0a\x04nope", timeout=10)
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=10)
+        watching: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        watch = watching(b"", timeout=10)
         assert next(watch) == b"\x08\x01"
         watch.cancel()
