@@ -76,6 +76,10 @@ class Endpoint:
     #: The pod's name, where there is one.
     instance: str = ""
 
+    def __hash__(self) -> int:
+        # Equality compares everything; the hash only has to be quick, there are very many of these.
+        return hash((self.address, self.port))
+
     @property
     def order(self) -> tuple[Locality, tuple[int, ...] | tuple[()], str, int]:
         """Sort key that keeps numeric addresses in numeric order."""
@@ -107,6 +111,10 @@ class Service:
     labels: Labels = ()
     local_only: bool = False
     object: str = ""
+
+    def __hash__(self) -> int:
+        # Equality compares everything; the hash only has to be quick.
+        return hash((self.hostname, self.namespace))
 
     @property
     def age(self) -> tuple[float, str, str]:

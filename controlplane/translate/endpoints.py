@@ -47,6 +47,14 @@ def lb_endpoint(endpoint: Endpoint) -> Any:
     return out
 
 
+def depends_on_place(policy: Policy) -> bool:
+    """Whether clients in different places get different priorities or weights."""
+    if policy.outlier_detection is not None:
+        return True
+    balancer = policy.load_balancer
+    return balancer is not None and bool(balancer.locality_lb_setting.ListFields())
+
+
 def _locality(locality: Locality) -> Any:
     return envoy.Locality(region=locality.region, zone=locality.zone, sub_zone=locality.subzone)
 

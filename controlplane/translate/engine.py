@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from hashlib import blake2b
 
 from controlplane.model.mesh import Mesh, Port, Service
 from controlplane.model.node import Node
 from controlplane.translate import clusters, gateway, grpc_client, inbound, names, outbound, virtual_hosts
-from controlplane.translate.endpoints import load_assignment
+from controlplane.translate.endpoints import depends_on_place, load_assignment
 from controlplane.translate.memo import Memo
 from controlplane.translate.policy import resolve
 from controlplane.translate.resources import Message, Resources
@@ -97,10 +98,14 @@ def resource_for(prepared: Prepared, node: Node, type_url: str, name: str) -> Me
     return found
 
 
-def _shares_cluster(scope: Scope, service: Service, port: Port) -> tuple[object, ...]:
-    """What a service's clusters depend on, besides its endpoints' identities and addresses."""
+def _depends(scope: Scope, service: Service, port: Port, inline: bool) -> tuple[object, ...]:
+    """What a service's clusters depend on, besides its endpoints' identities and addresses.
+
+    ``inline``: the clusters hold their endpoints, so where the client is may matter.
+    """
     rule = scope.rules.get(service.hostname)
     key = scope.key
+    where = (key.families, key.locality, key.labels) if inline else ()
     return (
         service,
         port,
@@ -108,9 +113,7 @@ def _shares_cluster(scope: Scope, service: Service, port: Port) -> tuple[object,
         key.generator,
         key.mesh_certificates,
         key.type,
-        key.families,
-        key.locality,
-        key.labels,
+        where,
     )
 
 
@@ -118,63 +121,101 @@ def _outbound(prepared: Prepared, scope: Scope) -> dict[str, dict[str, Message]]
     mesh, memo = prepared.mesh, prepared.memo
     cds: dict[str, Message] = {}
     eds: dict[str, Message] = {}
-    for service in scope.services.values():
-        for port in service.ports:
-            if port.protocol != "UDP":
-                _service(cds, eds, service, port, scope, mesh, memo)
-    out: dict[str, dict[str, Message]]
+    if scope.key.type in ("sidecar", "router"):
+        for service in scope.services.values():
+            for port in service.ports:
+                if port.protocol != "UDP":
+                    _service(cds, eds, service, port, scope, mesh, memo)
+        if scope.key.generator != "grpc":
+            cds[names.BLACK_HOLE] = memo.get("black-hole", clusters.black_hole)
+            if scope.key.type == "sidecar":
+                cds[names.PASSTHROUGH] = memo.get("passthrough", partial(clusters.passthrough, names.PASSTHROUGH))
+    lds, rds = memo.get(_depends_routes(scope, mesh), partial(_listeners_and_routes, scope, mesh, memo))
+    out = {names.LISTENER: lds, names.ROUTE: rds, names.CLUSTER: cds, names.ENDPOINT: eds}
+    return {kind: dict(sorted(table.items())) for kind, table in out.items()}
+
+
+def _depends_routes(scope: Scope, mesh: Mesh) -> tuple[object, ...]:
+    """What listeners and routes depend on.  Endpoints, which change most, are not among it, except where clients of a
+    headless service connect to them, and where a gateway listens on its own pods' port."""
+    services = tuple(scope.services.values())
+    pools: tuple[object, ...] = tuple(
+        mesh.endpoints_of(service, port.number) for service in services if service.headless for port in service.ports
+    )
+    if scope.key.type == "router":
+        pools += (mesh.gateways, mesh.authorization_policies, mesh.trust_domain)
+        pools += tuple(
+            mesh.endpoints_of(service, port.number)
+            for service in mesh.services
+            if service.namespace == scope.key.namespace
+            for port in service.ports
+        )
+    return (
+        "listeners and routes",
+        scope.key,
+        services,
+        scope.virtual_services,
+        tuple(sorted(mesh.delegates.items())),
+        tuple((host, rule.sources) for host, rule in scope.rules.items()),
+        scope.allow_any,
+        scope.sidecar,
+        mesh.domain,
+        pools,
+    )
+
+
+def _listeners_and_routes(scope: Scope, mesh: Mesh, memo: Memo) -> tuple[dict[str, Message], dict[str, Message]]:
+    lds: dict[str, Message] = {}
+    rds: dict[str, Message] = {}
     if scope.key.generator == "grpc":
         lds, rds = grpc_client.resources(scope, mesh, memo)
-        out = {names.LISTENER: lds, names.ROUTE: rds, names.CLUSTER: cds, names.ENDPOINT: eds}
     elif scope.key.type == "sidecar":
-        cds[names.BLACK_HOLE] = memo.get("black-hole", clusters.black_hole)
-        cds[names.PASSTHROUGH] = memo.get("passthrough", lambda: clusters.passthrough(names.PASSTHROUGH))
-        rds = {}
         for number in outbound.http_ports(scope):
             rds[str(number)] = virtual_hosts.port_configuration(scope, mesh, number, memo)
         for service, number in outbound.sniffed_ports(scope):
             made = virtual_hosts.sniffed_configuration(scope, mesh, service, number, memo)
             rds[made.name] = made
-        out = {
-            names.LISTENER: outbound.listeners(scope, mesh),
-            names.ROUTE: rds,
-            names.CLUSTER: cds,
-            names.ENDPOINT: eds,
-        }
+        lds = outbound.listeners(scope, mesh)
     elif scope.key.type == "router":
-        cds[names.BLACK_HOLE] = memo.get("black-hole", clusters.black_hole)
         lds, rds = gateway.resources(scope, mesh)
-        out = {names.LISTENER: lds, names.ROUTE: rds, names.CLUSTER: cds, names.ENDPOINT: eds}
-    else:
-        out = {names.LISTENER: {}, names.ROUTE: {}, names.CLUSTER: {}, names.ENDPOINT: {}}
-    return {kind: {name: _same(memo, table[name]) for name in sorted(table)} for kind, table in out.items()}
+    return (
+        {name: _same(memo, item) for name, item in lds.items()},
+        {name: _same(memo, item) for name, item in rds.items()},
+    )
 
 
 def _service(
     cds: dict[str, Message], eds: dict[str, Message], service: Service, port: Port, scope: Scope, mesh: Mesh, memo: Memo
 ) -> None:
     pool = mesh.endpoints_of(service, port.number)
-    accounts = tuple(clusters.identities(service, pool, mesh))
-    inline = pool if service.resolution in ("DNS", "DNS_ROUND_ROBIN") else ()
+    accounts = tuple(clusters.identities(service, pool, mesh)) if scope.key.mesh_certificates else ()
+    inline = service.resolution in ("DNS", "DNS_ROUND_ROBIN")
     made = memo.get(
-        ("clusters", mesh.trust_domain, accounts, inline, *_shares_cluster(scope, service, port)),
+        (
+            "clusters",
+            mesh.trust_domain,
+            accounts,
+            pool if inline else (),
+            *_depends(scope, service, port, inline),
+        ),
         lambda: clusters.service_clusters(service, port, scope, mesh),
     )
     rule = scope.rules.get(service.hostname)
+    sources = rule.sources if rule is not None else None
     for item in made:
         cds[item.name] = item
         if not item.HasField("eds_cluster_config"):
             continue
         subset = item.name.split("|")[2]
         chosen = clusters.endpoints_of(service, port, subset, scope, mesh)
-        sources = rule.sources if rule is not None else None
-        key = ("endpoints", item.name, chosen, sources, scope.key.locality, scope.key.labels)
         policy = resolve(rule, port.number, subset)
+        where = (scope.key.locality, scope.key.labels) if depends_on_place(policy) else ()
+        key = ("endpoints", item.name, chosen, sources, where)
         eds[item.name] = memo.get(key, partial(load_assignment, item.name, chosen, policy, scope))
 
 
 def _same(memo: Memo, message: Message) -> Message:
     """Return the object that an equal message had before, so that unchanged resources keep their identity."""
-    data = message.SerializeToString(deterministic=True)
-    found: Message = memo.get(("bytes", message.DESCRIPTOR.full_name, data), lambda: message)
+    digest = blake2b(message.SerializeToString(deterministic=True), digest_size=20).digest()
+    found: Message = memo.get(("content", message.DESCRIPTOR.full_name, digest), lambda: message)
     return found

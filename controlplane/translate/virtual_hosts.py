@@ -114,7 +114,7 @@ def group_hosts(scope: Scope, mesh: Mesh, port: int, memo: Memo) -> list[Group]:
     out = list(groups.values())
     for name, service in registry.items():
         if name not in ruled:
-            key = ("default-route", service, port, scope.key, _hashed(scope, name))
+            key = ("default-route", service, port, scope.key.generator, _hashed(scope, name))
             route = memo.get(key, partial(default_route, service, port, scope))
             out.append(Group((service,), (), (route,)))
     return out

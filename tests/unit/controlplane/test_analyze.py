@@ -19,7 +19,12 @@ spec:
   egress:
   - hosts: [./*]
 """
-POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {app: a}}\nspec: {containers: [{name: c}]}\nstatus: {podIP: 10.0.0.1}\n"
+POD = """apiVersion: v1
+kind: Pod
+metadata: {name: p, labels: {app: a}}
+spec: {containers: [{name: c}]}
+status: {podIP: 10.0.0.1}
+"""
 
 
 def test_fields_without_effect_are_named_once() -> None:
