@@ -198,7 +198,8 @@ static __noinline void up_let_go(struct up_conn *c, struct up_conn *u, struct up
 		mine && idle && u->state == UP_LENT && u->home == g->home_generation && !(u->rsp.flags & UP_RSPF_CLOSE);
 	if (mine) {
 		active = (u->flags & UP_CF_ACTIVE) != 0;
-		up_freeze(u, p->seq, p->ack, p->te);
+		/* idle: the endpoint has got all up to `next` and nothing behind it, wherever a reset that skips bytes may stand */
+		up_freeze(u, idle ? u->next : p->seq, p->ack, p->te);
 		u->state = usable ? UP_FREE : UP_DEAD;
 	}
 	endpoint = u->endpoint;

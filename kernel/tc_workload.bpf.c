@@ -197,6 +197,12 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 	} else {
 		w.idle = up_response_over(&c->rsp, p->ack);
 	}
+	/* A packet was cut where the next head begins: what lies behind those bytes waits for them. Let through, it would reach an
+	 * endpoint that it is not for, or leave a hole in the wire that its next client can never fill. */
+	if (c->state == UP_AWAY && !c->left && !p->rst && (p->pay || p->fin) && up_after(p->seq, c->next)) {
+		up_count(UP_C_HELD);
+		return UP_TC_SHOT;
+	}
 	if (p->rst || (p->fin && !due)) {
 		r = up_client_ends(skb, c, &w, p);
 		if (r >= 0)

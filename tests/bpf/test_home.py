@@ -22,6 +22,7 @@ from tests.support.little_node import SERVICE_PORT, VIP4, VIP6, LittleNode, Pod
 
 pytestmark = [pytest.mark.needs("root", "bpf", "core", "netns", "cgroup2"), pytest.mark.timeout(120)]
 
+HOSTILE = str(Path(__file__).parents[1] / "support" / "hostile_client.py")
 CLIENT = str(Path(__file__).parents[1] / "support" / "keepalive_client.py")
 
 
@@ -385,3 +386,14 @@ def test_idle_clients_give_their_wires_back_at_the_limit(tmp_path: Path) -> None
         assert idle.stdout.readline() == b"done\n"
         assert node.counter(Counter.RECLAIMED) > 0
         assert "Traceback" not in node.home_log.read_text()
+
+
+@pytest.mark.parametrize(("mode", "rounds"), [("mutate", 400), ("pipeline", 300)])
+def test_hostile_clients_hurt_nobody(setup: Setup, mode: str, rounds: int) -> None:
+    """Nobody is left without an answer, no answer is another's, and wires stay fit for their next client."""
+    for number in range(2):
+        command = [sys.executable, HOSTILE, mode, VIP4, str(SERVICE_PORT), str(rounds), str(number)]
+        assert setup.node.run(setup.client, command, 100) == f"rounds {rounds}\n"
+        assert servers(setup.ask([get("a"), get("b")] * 10)) == ["a", "b"] * 10
+    time.sleep(1.2)
+    assert setup.node.status()["faults"] == 0, setup.node.home_log.read_text()
