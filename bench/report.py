@@ -4,7 +4,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,37 @@ class Key:
 
 
 @dataclass
+class Decided:
+    """Requests by who decided them, and why some were left to home."""
+
+    kernel: int = 0
+    home: int = 0
+    punts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, kernel: int, home: int, punts: dict[str, int]) -> None:
+        """Count more."""
+        self.kernel += kernel
+        self.home += home
+        for reason, count in punts.items():
+            self.punts[reason] = self.punts.get(reason, 0) + count
+
+    @property
+    def share(self) -> float | None:
+        """The part that the kernel decided; None when there was nothing to decide."""
+        return round(self.kernel / (self.kernel + self.home), 5) if self.kernel + self.home else None
+
+
+@dataclass
 class Results:
     """All samples of a run, round by round, and what the kernel's programs spent in rounds of their own.
 
     `bpf` maps a key to {program: (nanoseconds, runs)} and the number of requests that they were spent on. `decided` is
-    how many requests of all rounds, by the mesh's own counters, the kernel decided and home did.
+    who decided the requests of all rounds, by the mesh's own counters.
     """
 
     samples: dict[Key, list[Sample]] = field(default_factory=lambda: defaultdict(list))
     bpf: dict[Key, tuple[dict[str, tuple[int, int]], int]] = field(default_factory=dict)
-    decided: dict[Key, dict[str, int]] = field(default_factory=dict)
+    decided: dict[Key, Decided] = field(default_factory=dict)
     failures: dict[Key, str] = field(default_factory=dict)
 
     def add(self, key: Key, sample: Sample) -> None:
@@ -107,7 +128,8 @@ def rows(results: Results) -> list[dict[str, Any]]:
             }
             row["bpf_ns_per_request"] = round(sum(ns for ns, _ in spent.values()) / requests, 1) if requests else None
         if key in results.decided:
-            row["decided"] = results.decided[key]
+            decided = results.decided[key]
+            row["decided"] = {**asdict(decided), "kernel_share": decided.share}
         table.append(row)
     return table
 
@@ -128,12 +150,15 @@ def _cell(value: float | None, form: str = "{:.0f}") -> str:
 
 HEADER = (
     f"{'path':9}{'conns':>6}{'req/s':>10}{'x none':>8}{'MB/s':>9}{'x none':>8}{'p50 us':>9}{'p99 us':>9}{'x none':>8}"
-    f"{'cpu us':>8}{'bpf ns':>8}{'mem MiB':>9}{'spread':>9}"
+    f"{'cpu us':>10}{'bpf ns':>8}{'kernel':>8}{'mem MiB':>9}{'spread':>8}"
 )
 
 
 def lines(table: Sequence[dict[str, Any]]) -> list[str]:
-    """The table for people: one block a scenario. Spread is (greatest - least) / median of the rounds' main figure."""
+    """The table for people: one block a scenario.
+
+    "kernel" is the share of requests that the kernel decided; spread is (greatest - least) / median over the rounds.
+    """
     out: list[str] = []
     for scenario in dict.fromkeys(row["scenario"] for row in table):
         out += ["", scenario, HEADER]
@@ -149,8 +174,9 @@ def lines(table: Sequence[dict[str, Any]]) -> list[str]:
                 f"{_cell(row['rps'], '{:.1f}' if bodies else '{:.0f}'):>10}{_cell(ratio['rps'], '{:.2f}'):>8}"
                 f"{_cell(row['mb_per_s']):>9}{_cell(ratio['mb_per_s'], '{:.2f}'):>8}"
                 f"{_cell(row['p50_us']):>9}{_cell(row['p99_us']):>9}{_cell(ratio['p99_us'], '{:.2f}'):>8}"
-                f"{_cell(row['cpu_us_per_request'], '{:.1f}'):>8}{_cell(row.get('bpf_ns_per_request')):>8}"
-                f"{_cell(memory, '{:.1f}'):>9}{_cell(wide, '{:.0%}'):>9}"
+                f"{_cell(row['cpu_us_per_request'], '{:.1f}'):>10}{_cell(row.get('bpf_ns_per_request')):>8}"
+                f"{_cell(row.get('decided', {}).get('kernel_share'), '{:.1%}'):>8}"
+                f"{_cell(memory, '{:.1f}'):>9}{_cell(wide, '{:.0%}'):>8}"
             )
             if row["errors"]:
                 out.append(
@@ -181,6 +207,10 @@ def bounds(table: Sequence[dict[str, Any]]) -> list[tuple[str, float, str, bool]
         one = by.get((scenario, "kernel", 1))
         if one and scenario == "http-switch":
             check(f"{scenario} at 1: kernel - none, p50 us", one["minus_none"]["p50_us"], 5, at_most=True)
+    for row in table:
+        if row["path"] == "kernel" and row["scenario"].startswith("http-"):
+            share = row.get("decided", {}).get("kernel_share")
+            check(f"{row['scenario']} at {row['connections']}: decided by the kernel", share, 0.95)
     for connections in (1, 32):
         for scenario, figure, bound in (("l4", "rps", 0.97), ("body-64MiB", "mb_per_s", 0.95)):
             row = by.get((scenario, "kernel", connections))

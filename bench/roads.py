@@ -12,6 +12,8 @@ from bench.machine import NICE, BenchError, daemon, run
 from bench.scenarios import Scenario
 from bench.servers import PORT_A, PORT_SINK, Files, nginx
 from bench.topology import HERE, Ground, sink_command
+from underpass.lab.counters import Counters
+from underpass.lab.counters import read as read_counters
 
 PATHS = ("none", "kernel", "envoy", "haproxy")
 HOST = "web"
@@ -19,10 +21,11 @@ HOST = "web"
 
 @dataclass(frozen=True)
 class Road:
-    """A path: its name and what a client connects to for a scenario."""
+    """A path: its name, what a client connects to for a scenario, and, for the mesh's, who decided requests so far."""
 
     name: str
     target: Callable[[Scenario], Target]
+    counters: Callable[[], Counters] | None = None
 
 
 def _none(ground: Ground) -> Road:
@@ -48,7 +51,8 @@ def _kernel(ground: Ground) -> Road:
         host = "web" if scenario.service == "tcp" else scenario.service
         return Target(ground.workload("client"), f"{ground.vip(scenario.service)}:80", host)
 
-    return Road("kernel", target)
+    nodes = [node.name for node in ground.plan.nodes]
+    return Road("kernel", target, lambda: read_counters(nodes))
 
 
 @contextlib.contextmanager

@@ -15,11 +15,12 @@ from typing import Any, NoReturn
 from bench import report
 from bench.load import ask
 from bench.machine import BenchError, bpf_spent, bpf_statistics, bpf_times, need
-from bench.report import Key, Results
+from bench.report import Decided, Key, Results
 from bench.roads import PATHS, Road, roads, verify
 from bench.scenarios import SCENARIOS, Scenario
 from bench.servers import Files
 from bench.topology import alone, ground
+from underpass.lab.errors import LabError
 
 RESULTS = Path(__file__).resolve().parent / "results" / "latest.json"
 WARM = 1
@@ -78,8 +79,12 @@ def one(options: argparse.Namespace, road: Road, scenario: Scenario, connections
     try:
         if scenario.load == "requests":
             ask(scenario, road.target(scenario), connections, WARM)
+        before = road.counters() if road.counters else None
         results.add(key, ask(scenario, road.target(scenario), connections, options.seconds))
-    except BenchError as error:
+        if road.counters and before is not None:
+            more = road.counters().since(before)
+            results.decided.setdefault(key, Decided()).add(more.kernel, more.home, more.punts)
+    except (BenchError, LabError) as error:
         results.failures[key] = str(error)
         say(f"{scenario.name}, {road.name}, {connections} connections: {error}")
 
