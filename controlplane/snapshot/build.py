@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from controlplane.snapshot.resource import Resource, encode
-from controlplane.snapshot.state import Change, Snapshot, TypeState, diff
+from controlplane.snapshot.state import Change, Snapshot, TypeState, diff_flat, diff_layers
 
 #: An entry that no snapshot used for this many rounds is forgotten. More than one, because clients of the round before
 #: may still be served from it.
@@ -78,18 +78,39 @@ class Builder:
         self._interned[made.identity] = (self._round, made)
         return made
 
-    def snapshot(self, resources: Mapping[str, Mapping[str, Any]]) -> Snapshot:
-        """The snapshot of what translation returned: type URL -> name -> message."""
-        return Snapshot({type_url: self.state(type_url, messages) for type_url, messages in sorted(resources.items())})
+    def layered(self, type_url: str, shared: Mapping[str, Any], own: Mapping[str, Any]) -> TypeState:
+        """The state of *shared* and *own* messages; only *own* costs anything when *shared* was seen before."""
+        base = self.state(type_url, shared)
+        if not own:
+            return base
+        made = TypeState((self.resource(type_url, name, message) for name, message in own.items()), base)
+        _, made = self._interned.get(made.identity, (0, made))
+        self._interned[made.identity] = (self._round, made)
+        return made
+
+    def snapshot(
+        self, resources: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Snapshot:
+        """The snapshot of what translation returned: type URL -> name -> message; *own* lies over *resources*."""
+        mine = own or {}
+        return Snapshot(
+            {
+                type_url: self.layered(type_url, resources.get(type_url, {}), mine.get(type_url, {}))
+                for type_url in sorted({*resources, *mine})
+            }
+        )
 
     def diff(self, old: TypeState, new: TypeState) -> Change:
-        """As :func:`controlplane.snapshot.diff`, computed once per pair of states."""
+        """As :func:`controlplane.snapshot.diff`, with the bases compared once for all who share them."""
+        return diff_layers(old, new, self._base_diff)
+
+    def _base_diff(self, old: TypeState, new: TypeState) -> Change:
         if old is new:
             return _NOTHING
         key = (old.identity, new.identity)
         found = self._changes.get(key)
         if found is None:
-            found = self._changes[key] = (self._round, old, new, diff(old, new))
+            found = self._changes[key] = (self._round, old, new, diff_flat(old, new))
         return found[3]
 
 

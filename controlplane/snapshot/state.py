@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, TypeVar, overload
 
 from controlplane.snapshot.resource import Resource
+
+_T = TypeVar("_T")
 
 _SUM_BITS: Final = 128
 _MASK: Final = (1 << _SUM_BITS) - 1
@@ -16,26 +18,49 @@ _MASK: Final = (1 << _SUM_BITS) - 1
 class TypeState(Mapping[str, Resource]):
     """All resources of one type that one view is served: name -> resource, immutable, equal by content.
 
-    Iteration is in name order, whatever order the resources came in, so everything derived from it is deterministic.
+    A state may lie over a ``base`` with which it shares no name. Thousands of views have the mesh's clusters in common
+    and a few of their own; in layers, each costs what is its own, in memory and in every comparison.
+
+    Iteration is in name order within a layer, base first, whatever order the resources came in.
     """
 
-    __slots__ = ("__dict__", "_by_name")
+    __slots__ = ("__dict__", "_base", "_own")
 
-    def __init__(self, resources: Iterable[Resource] = ()) -> None:
+    def __init__(self, resources: Iterable[Resource] = (), base: TypeState | None = None) -> None:
         listed = {resource.name: resource for resource in resources}
-        self._by_name: dict[str, Resource] = {name: listed[name] for name in sorted(listed)}
+        if base is not None and (base._base is not None or not listed.keys().isdisjoint(base._own)):
+            listed = {**dict(base), **listed}  # layers do not overlap, and there are two at most
+            base = None
+        self._base: TypeState | None = base
+        self._own: dict[str, Resource] = {name: listed[name] for name in sorted(listed)}
 
     def __getitem__(self, name: str) -> Resource:
-        return self._by_name[name]
+        found = self.get(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    @overload
+    def get(self, key: str, /) -> Resource | None: ...
+    @overload
+    def get(self, key: str, /, default: Resource | _T) -> Resource | _T: ...
+    def get(self, key: str, /, default: object = None) -> object:
+        """The resource called *key*, or *default*."""
+        found = self._own.get(key)
+        if found is None and self._base is not None:
+            found = self._base._own.get(key)
+        return default if found is None else found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._by_name)
+        if self._base is not None:
+            yield from self._base._own
+        yield from self._own
 
     def __len__(self) -> int:
-        return len(self._by_name)
+        return len(self._own) + (0 if self._base is None else len(self._base._own))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._by_name
+        return name in self._own or (self._base is not None and name in self._base._own)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TypeState):
@@ -47,26 +72,36 @@ class TypeState(Mapping[str, Resource]):
 
     def find(self, name: str) -> Resource | None:
         """The resource called *name*, or one that has it as an alias."""
-        return self._by_name.get(name) or self._aliases.get(name)
+        found = self.get(name) or self._aliases.get(name)
+        return found or (None if self._base is None else self._base._aliases.get(name))
 
     @cached_property
     def _aliases(self) -> dict[str, Resource]:
-        return {alias: resource for resource in self._by_name.values() for alias in resource.aliases}
+        return {alias: resource for resource in self._own.values() for alias in resource.aliases}
 
     @cached_property
     def identity(self) -> int:
         """A number that is equal for equal states (the sum of the resources' identities, so order cannot matter)."""
-        return sum(resource.identity for resource in self._by_name.values()) & _MASK
+        total = sum(resource.identity for resource in self._own.values())
+        return (total if self._base is None else total + self._base.identity) & _MASK
 
     @property
     def version(self) -> str:
         """The state's version as text, for ``version_info``; never empty."""
         return f"{self.identity:032x}"[:16]
 
-    @cached_property
+    @property
     def in_sotw(self) -> bytes:
-        """All resources as fields of a ``DiscoveryResponse``; joined once, however many clients are sent it."""
-        return b"".join(resource.in_sotw for resource in self._by_name.values())
+        """All resources as fields of a ``DiscoveryResponse``; a layer is joined once, however many clients get it."""
+        return self._joined if self._base is None else self._base._joined + self._joined
+
+    @cached_property
+    def _joined(self) -> bytes:
+        return b"".join(resource.in_sotw for resource in self._own.values())
+
+    def layers(self) -> tuple[TypeState, Mapping[str, Resource]]:
+        """The base (empty for a flat state's own part), and what lies over it."""
+        return (self._base, self._own) if self._base is not None else (self, {})
 
     def __repr__(self) -> str:
         return f"TypeState({len(self)} resources, version {self.version})"
@@ -88,12 +123,37 @@ class Change:
 
 def diff(old: TypeState, new: TypeState) -> Change:
     """The change that turns *old* into *new*: minimal, in name order."""
+    return diff_layers(old, new, diff_flat)
+
+
+def diff_flat(old: TypeState, new: TypeState) -> Change:
+    """As :func:`diff`, name by name."""
     if old is new:
         return Change()
     return Change(
-        changed=tuple(resource for name, resource in new.items() if old.get(name) != resource),
-        removed=tuple(name for name in old if name not in new),
+        changed=tuple(sorted((r for name, r in new.items() if old.get(name) != r), key=_name)),
+        removed=tuple(sorted(name for name in old if name not in new)),
     )
+
+
+def diff_layers(old: TypeState, new: TypeState, base_diff: Callable[[TypeState, TypeState], Change]) -> Change:
+    """As :func:`diff`, layer by layer: *base_diff* compares the bases, so that it may remember what it found."""
+    if old is new:
+        return Change()
+    (old_base, old_own), (new_base, new_own) = old.layers(), new.layers()
+    below = base_diff(old_base, new_base)
+    changed = [resource for name, resource in new_own.items() if old_own.get(name) != resource]
+    removed = [name for name in old_own if name not in new_own]
+    if not changed and not removed and not old_own and not new_own:
+        return below
+    # A name may have moved from one layer to the other: judge by the whole states.
+    changed = [resource for resource in (*below.changed, *changed) if old.get(resource.name) != resource]
+    removed = [name for name in (*below.removed, *removed) if name not in new]
+    return Change(tuple(sorted(changed, key=_name)), tuple(sorted(removed)))
+
+
+def _name(resource: Resource) -> str:
+    return resource.name
 
 
 def apply(old: TypeState, change: Change) -> TypeState:

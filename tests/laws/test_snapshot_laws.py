@@ -14,7 +14,8 @@ from underpass.api import envoy
 resources = st.builds(
     lambda name, body: from_bytes(CLUSTER, name, body), st.text("abcdef", min_size=1, max_size=2), st.binary(max_size=2)
 )
-states = st.lists(resources, max_size=12).map(TypeState)
+flat = st.lists(resources, max_size=12).map(TypeState)
+states = st.one_of(flat, st.builds(TypeState, st.lists(resources, max_size=5), flat))
 
 
 @given(states, states)
@@ -24,6 +25,25 @@ def test_applying_the_difference_gives_the_other(a: TypeState, b: TypeState) -> 
     assert dict(apply(a, change)) == dict(b)
     assert not {resource.name for resource in change.changed} & set(change.removed)
     assert bool(change) == (a != b)
+
+
+@given(flat, st.lists(resources, max_size=4), st.lists(resources, max_size=4))
+def test_layers_are_a_matter_of_cost_only(base: TypeState, one: list[Resource], two: list[Resource]) -> None:
+    a, b = TypeState(one, base), TypeState(two, base)
+    assert a == TypeState([*base.values(), *one])
+    assert len(a) == len(dict(a))
+    assert {r.name for r in a.values()} == set(a)
+    assert diff(a, b) == diff(TypeState(a.values()), TypeState(b.values()))
+    assert sorted(envoy.DiscoveryResponse.FromString(a.in_sotw).resources, key=str) == sorted(
+        envoy.DiscoveryResponse.FromString(TypeState(a.values()).in_sotw).resources, key=str
+    )
+
+
+@given(states, states, states)
+def test_a_builder_compares_as_anybody(a: TypeState, b: TypeState, c: TypeState) -> None:
+    builder = Builder()
+    for old, new in ((a, b), (b, c), (a, b), (c, a)):
+        assert builder.diff(old, new) == diff(old, new)
 
 
 @given(st.lists(resources, max_size=12, unique_by=lambda r: r.name), st.randoms())
