@@ -16,7 +16,7 @@ import structlog
 from controlplane.model.mesh import Mesh
 from controlplane.model.node import Node, NodeError, parse_node
 from controlplane.snapshot import Builder, Resource, Snapshot, check
-from controlplane.translate import Prepared, prepare, resource_for, translate
+from controlplane.translate import Prepared, parts, prepare, resource_for
 from controlplane.xds.channel import View
 from controlplane.xds.server import NodeRefusedError
 from underpass.api import envoy
@@ -54,7 +54,7 @@ class GroupView:
     def snapshot(self) -> Snapshot:
         """All resources that are served unasked."""
         if self._snapshot is None:
-            self._snapshot = self._builder.snapshot(translate(self._generation.prepared, self._group.node))
+            self._snapshot = self._builder.snapshot(*parts(self._generation.prepared, self._group.node))
         return self._snapshot
 
     @property

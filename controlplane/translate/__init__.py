@@ -14,7 +14,7 @@ Type URLs have their prefix (``type.googleapis.com/envoy.config.cluster.v3.Clust
 there is a ClusterLoadAssignment in EDS, possibly empty; an RDS name that a listener refers to is always in RDS.
 """
 
-from controlplane.translate.engine import Prepared, prepare, resource_for, translate
+from controlplane.translate.engine import Prepared, parts, prepare, resource_for, translate
 from controlplane.translate.resources import Message, Resources
 
-__all__ = ["Message", "Prepared", "Resources", "prepare", "resource_for", "translate"]
+__all__ = ["Message", "Prepared", "Resources", "parts", "prepare", "resource_for", "translate"]

@@ -73,18 +73,29 @@ def translate(prepared: Prepared, node: Node) -> Resources:
     (``GENERATOR=grpc``) its own shapes, their LDS under every name that a service has.  The other node types get
     nothing yet.
     """
+    shared, own = parts(prepared, node)
+    if not own:
+        return shared
+    merged = {kind: {**table, **own.get(kind, {})} for kind, table in shared.items()}
+    return {kind: dict(sorted(table.items())) for kind, table in merged.items()}
+
+
+def parts(prepared: Prepared, node: Node) -> tuple[Resources, Resources]:
+    """As :func:`translate`, in two parts: what clients of one scope share, and what only this client gets.
+
+    The tables of the first part are the same objects for all of these clients, so whoever serves many of them does the
+    work that depends on size once.
+    """
     scope = prepared.scope(node)
     shared = prepared.outbound(scope)
-    if node.type == "sidecar" and node.generator != "grpc":
-        out = {kind: dict(table) for kind, table in shared.items()}
-        if node.interception != "NONE":
-            out[names.LISTENER]["virtualInbound"] = _same(prepared.memo, inbound.listener(prepared.mesh, node))
-            own = inbound.clusters(prepared.mesh, node, scope)
-            out[names.CLUSTER].update((name, _same(prepared.memo, item)) for name, item in own.items())
-            for kind in (names.LISTENER, names.CLUSTER):
-                out[kind] = dict(sorted(out[kind].items()))
-        return out
-    return shared
+    if node.type != "sidecar" or node.generator == "grpc" or node.interception == "NONE":
+        return shared, {}
+    listener = _same(prepared.memo, inbound.listener(prepared.mesh, node))
+    own = inbound.clusters(prepared.mesh, node, scope)
+    return shared, {
+        names.LISTENER: {"virtualInbound": listener},
+        names.CLUSTER: {name: _same(prepared.memo, item) for name, item in own.items()},
+    }
 
 
 def resource_for(prepared: Prepared, node: Node, type_url: str, name: str) -> Message | None:
@@ -92,7 +103,8 @@ def resource_for(prepared: Prepared, node: Node, type_url: str, name: str) -> Me
 
     That is the case for proxyless gRPC: a Listener's name is whatever the application dialled.
     """
-    found = translate(prepared, node).get(type_url, {}).get(name)
+    shared, own = parts(prepared, node)
+    found = own.get(type_url, {}).get(name) or shared.get(type_url, {}).get(name)
     if found is None and type_url == names.LISTENER and node.generator == "grpc":
         return grpc_client.listener_for(prepared.scope(node), name)
     return found
@@ -136,8 +148,11 @@ def _outbound(prepared: Prepared, scope: Scope) -> dict[str, dict[str, Message]]
 
 
 def _depends_routes(scope: Scope, mesh: Mesh) -> tuple[object, ...]:
-    """What listeners and routes depend on.  Endpoints, which change most, are not among it, except where clients of a
-    headless service connect to them, and where a gateway listens on its own pods' port."""
+    """What listeners and routes depend on.
+
+    Endpoints, which change most, are not among it, except where clients of a headless service connect to them, and
+    where a gateway listens on its own pods' port.
+    """
     services = tuple(scope.services.values())
     pools: tuple[object, ...] = tuple(
         mesh.endpoints_of(service, port.number) for service in services if service.headless for port in service.ports
