@@ -76,7 +76,6 @@ def assign(
     ids = {key: known[key] for key in keys if key in known}
     taken = set(known.values())
     last = max(last, max(taken, default=0))
-    live = set(ids.values())
     failed = []
     spare: Iterator[int] | None = None
     for key in keys:
@@ -88,8 +87,9 @@ def assign(
             continue
         if spare is None:
             # First what nobody is known to have used, then what somebody no longer wants.
-            unused = [i for i in range(1, limit) if i not in taken]
-            spare = iter([i for i in unused if i not in busy] + sorted(taken - live - busy))
+            given = set(ids.values()) | busy
+            unused = [i for i in range(1, limit) if i not in taken and i not in given]
+            spare = iter(unused + sorted(i for i in taken - given if i < limit))
         number = next(spare, None)
         if number is None:
             failed.append(key)

@@ -174,6 +174,26 @@ def _place(
     return numbers[automaton.start]
 
 
+class _Free:
+    """The lowest free slot at or above a number, in nearly constant time: taken slots point beyond themselves."""
+
+    def __init__(self, slots: int) -> None:
+        self._next = list(range(slots + 1))
+
+    def at(self, slot: int) -> int:
+        """The lowest free slot >= `slot`; the number of slots when there is none."""
+        root = slot
+        while self._next[root] != root:
+            root = self._next[root]
+        while self._next[slot] != root:
+            self._next[slot], slot = root, self._next[slot]
+        return root
+
+    def take(self, slot: int) -> None:
+        """The slot is in use now."""
+        self._next[slot] = slot + 1
+
+
 def _displace(states: Sequence[tuple[dict[int, int], int, int]]) -> tuple[bytes, bytes, bytes]:
     """Byte classes, states and cells. Bytes that lead to the same state from everywhere are one class."""
     columns: dict[int, list[tuple[int, int]]] = {}
@@ -196,19 +216,20 @@ def _displace(states: Sequence[tuple[dict[int, int], int, int]]) -> tuple[bytes,
             rows.append((number, sorted(row.items())))
     checks, nexts = array("H", bytes(2 * n.CELLS)), array("H", bytes(2 * n.CELLS))
     bases = [0] * len(states)
-    lowest = 0
+    free = _Free(n.CELLS)
     # Long rows first: they are hard to place, single edges fill the gaps.
     for number, cells_of in sorted(rows, key=lambda item: (-len(item[1]), item[0])):
-        base = max(lowest - cells_of[0][0], 0)
-        while base + width <= n.CELLS and any(checks[base + c] for c, _ in cells_of):
-            base += 1
+        first = cells_of[0][0]
+        slot = free.at(first)
+        while slot - first + width <= n.CELLS and any(checks[slot - first + c] for c, _ in cells_of):
+            slot = free.at(slot + 1)
+        base = slot - first
         if base + width > n.CELLS:
             raise CapacityError(f"the transitions do not fit into {n.CELLS} cells")
         for c, target in cells_of:
             checks[base + c], nexts[base + c] = number, target
+            free.take(base + c)
         bases[number] = base
-        while lowest < n.CELLS and checks[lowest]:
-            lowest += 1
     used = max((base for base in bases), default=0) + width
     cells = array("H")
     for i in range(used):
