@@ -203,6 +203,11 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 		up_count(UP_C_HELD);
 		return UP_TC_SHOT;
 	}
+	/* A pipelined head rides behind this body: it must not reach this endpoint undecided. A FIN behind it goes with it. */
+	if (c->state == UP_AWAY && p->pay && !p->rst && !c->left && up_before(p->seq, c->next) && up_after(p->seq + p->pay, c->next)) {
+		if (up_cut(skb, p, c->next - p->seq))
+			return UP_TC_SHOT;
+	}
 	if (p->rst || (p->fin && !due)) {
 		r = up_client_ends(skb, c, &w, p);
 		if (r >= 0)
@@ -211,11 +216,6 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 		r = up_decide(skb, c, &w, p);
 		if (r != UP_TC_OK)
 			return r;
-	} else if (c->state == UP_AWAY && p->pay && !c->left && up_before(p->seq, c->next) &&
-		   up_after(p->seq + p->pay, c->next)) {
-		/* A pipelined head rides behind this body: it must not reach this endpoint undecided. */
-		if (up_cut(skb, p, c->next - p->seq))
-			return UP_TC_SHOT;
 	}
 	return c->state == UP_AWAY ? up_away_egress(skb, c, w.u, p) : up_home_egress(skb, c, p);
 }

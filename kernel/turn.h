@@ -136,6 +136,16 @@ static __noinline int up_cut(struct __sk_buff *skb, struct up_packet *p, __u32 k
 	new = bpf_htonl(keep + p->off - p->l4);
 	if (bpf_l4_csum_replace(skb, p->l4 + 16, old, new, BPF_F_PSEUDO_HDR | 4))
 		return -1;
+	if (p->fin) {
+		/* a FIN stands behind the bytes that are gone; the sum that the device makes covers the flags as they are then */
+		__u8 flags;
+
+		if (bpf_skb_load_bytes(skb, p->l4 + 13, &flags, 1))
+			return -1;
+		flags &= ~1;
+		if (bpf_skb_store_bytes(skb, p->l4 + 13, &flags, 1, 0))
+			return -1;
+	}
 	p->pay = keep;
 	p->fin = 0;
 	up_count(UP_C_CUT);
