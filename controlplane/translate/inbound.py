@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -37,13 +38,10 @@ class Served:
 
 def served(mesh: Mesh, node: Node) -> list[Served]:
     """Return the ports on which services reach this workload."""
-    by_name: dict[str, list[Service]] = {}
-    for service in mesh.services:
-        by_name.setdefault(service.hostname, []).append(service)
     found: dict[int, dict[str, tuple[Service, int]]] = {}
     for ip in node.ips:
         for target in mesh.targets.get(ip, ()):
-            for service in by_name.get(target.hostname, []):
+            for service in _named(mesh.services, target.hostname):
                 if service.port(target.port) is not None:
                     found.setdefault(target.target, {}).setdefault(service.hostname, (service, target.port))
     out: list[Served] = []
@@ -53,6 +51,16 @@ def served(mesh: Mesh, node: Node) -> list[Served]:
         if first is not None and first.protocol != "UDP":
             out.append(Served(number, first, tuple(item[0] for item in ranked), tuple(item[1] for item in ranked)))
     return out
+
+
+def _named(services: tuple[Service, ...], hostname: str) -> tuple[Service, ...]:
+    """Services of one name, of all namespaces; looked up, as this is asked for every client of a large mesh."""
+    begin = bisect_left(services, hostname, key=_hostname)
+    return services[begin : bisect_right(services, hostname, lo=begin, key=_hostname)]
+
+
+def _hostname(service: Service) -> str:
+    return service.hostname
 
 
 def mutual_tls(mesh: Mesh, node: Node, port: int) -> Mode:
