@@ -375,11 +375,13 @@ def _primary(service: KubeService) -> int:
 
 
 def _merge(endpoints: Iterable[Endpoint], primary: int) -> tuple[Endpoint, ...]:
-    """Sort, drop repetitions, and make the addresses of one dual-stack pod one endpoint.
+    """Sort, drop repetitions, and make the two addresses of a dual-stack pod one endpoint.
 
-    The address of the service's own (first) family leads; the others go into ``also``.
+    The address of the service's own (first) family leads, the other goes into ``also``.  Further addresses of a family
+    stay endpoints of their own.  Two pods that claim one address both keep it: which of them is right is not ours to
+    guess, and dropping one would empty its subset.
     """
-    unique = {(endpoint.address, endpoint.port): endpoint for endpoint in endpoints}
+    unique = {(item.address, item.port, item.instance): item for item in endpoints}
     groups: dict[tuple[str, ...], list[Endpoint]] = {}
     for endpoint in unique.values():
         alone = endpoint.instance or f"address {endpoint.address}"
@@ -387,9 +389,11 @@ def _merge(endpoints: Iterable[Endpoint], primary: int) -> tuple[Endpoint, ...]:
     result: list[Endpoint] = []
     for group in groups.values():
         group.sort(key=lambda item: (_family(item.address) != primary, item.order))
-        also = tuple(item.address for item in group[1:])
-        result.append(replace(group[0], also=also) if also else group[0])
-    return tuple(sorted(result, key=lambda item: item.order))
+        first, rest = group[0], group[1:]
+        other = next((item for item in rest if _family(item.address) != _family(first.address)), None)
+        result.append(first if other is None else replace(first, also=(other.address,)))
+        result.extend(item for item in rest if item is not other)
+    return tuple(sorted(result, key=lambda item: (*item.order, item.instance)))
 
 
 def collect(objects: Mapping[Key, Object], domain: str) -> Registry:

@@ -139,8 +139,7 @@ class Directory:
         if stamp[1] > MAX_FILE:
             return File(name, stamp, broken(shown, "too-large", f"{stamp[1]} bytes; at most {MAX_FILE} are read"))
         try:
-            with open(path, "rb") as stream:
-                data = stream.read(MAX_FILE + 1)
+            stamp, data = _read_settled(path)
         except OSError as error:
             return File(name, stamp, broken(shown, "unreadable", f"cannot be read: {error.strerror}"))
         try:
@@ -149,3 +148,22 @@ class Directory:
             line = data.count(b"\n", 0, error.start) + 1
             return File(name, stamp, broken(shown, "not-utf8", f"byte {error.start} (line {line}) is not UTF-8"))
         return File(name, stamp, parse(shown, text))
+
+
+def _read_settled(path: str) -> tuple[Stamp, bytes]:
+    """Read a file that nobody is writing just now, with the stamp that belongs to what was read.
+
+    A writer that truncates first leaves an empty file for a moment; taken at its word, it would remove objects.
+    """
+    deadline = time.monotonic() + MAX_WAIT
+    while True:
+        with open(path, "rb") as stream:
+            before = os.fstat(stream.fileno())
+            data = stream.read(MAX_FILE + 1)
+        young = SETTLE - (time.time() - before.st_mtime)
+        if 0 < young <= SETTLE:
+            time.sleep(young)
+        after = os.stat(path)
+        stamp = (after.st_mtime_ns, after.st_size, after.st_ino)
+        if stamp == (before.st_mtime_ns, before.st_size, before.st_ino) or time.monotonic() > deadline:
+            return (before.st_mtime_ns, before.st_size, before.st_ino), data

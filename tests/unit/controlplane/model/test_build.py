@@ -87,6 +87,11 @@ def test_pods_stand_in_for_endpoint_slices() -> None:
     assert service(read(SERVICE).mesh, "s") == [("10.0.0.9", 8080, ("fd00::9",)), ("10.0.0.10", 8081, ())]
 
 
+def test_two_pods_that_claim_one_address_both_keep_it() -> None:
+    twin = SERVICE.replace("podIP: 10.0.0.10", "podIP: 10.0.0.9").replace("containerPort: 8081", "containerPort: 8080")
+    assert service(read(twin).mesh, "s") == [("10.0.0.9", 8080, ("fd00::9",)), ("10.0.0.9", 8080, ())]
+
+
 def test_endpoint_slices_replace_pods() -> None:
     assert service(read(SERVICE, SLICE).mesh, "s") == [("10.0.0.50", 7000, ())]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -106,3 +107,31 @@ def test_watch_survives_the_directory_going_away(tmp_path: Path) -> None:
         return names(snapshot)
 
     assert asyncio.run(run()) == ["b"]
+
+
+def test_a_file_that_is_being_written_is_not_read_half(tmp_path: Path) -> None:
+    """A writer that truncates, and writes a little later: nobody sees the empty file."""
+    path = tmp_path / "a"
+    path.write_text("kind: A\n", encoding="utf-8")
+    directory = Directory(tmp_path)
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            with path.open("w", encoding="utf-8") as stream:
+                time.sleep(0.002)
+                stream.write(f"kind: A{number}\n")
+            time.sleep(0.03)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(100):
+            (document,) = directory.read().files["a"].documents
+            assert document.data["kind"].startswith("A")
+            time.sleep(0.003)
+    finally:
+        stop.set()
+        writer.join()
