@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, Protocol
 
 from nodeagent.abi import numbers as n
@@ -44,6 +45,8 @@ from nodeagent.intent.tables import RouteDraft, TableCompiler, TableDraft, Vhost
 from nodeagent.intent.variants import Variants
 
 _TCP: Final = 6
+#: Least request compares so many endpoints: Envoy's default.
+_CHOICES: Final = 2
 #: Effects of a rejection, in words.
 _HOME: Final = "its requests go to the home peer"
 _REFUSED: Final = "connections to it are refused"
@@ -280,9 +283,9 @@ class _Writer:
         numbers = set(ids.values())
         for key, number in self._known.of(NameKind.ENDPOINT).items():
             if number not in numbers:
-                self._put(Table.ENDPOINTS, number, _endpoint(key, live=False).pack())
+                self._put(Table.ENDPOINTS, number, _endpoint(key, False))
         for key, number in ids.items():
-            self._put(Table.ENDPOINTS, number, _endpoint(key, live=True).pack())
+            self._put(Table.ENDPOINTS, number, _endpoint(key, True))
 
     def _write_clusters(self) -> None:
         endpoints = self._ids[NameKind.ENDPOINT]
@@ -297,9 +300,7 @@ class _Writer:
                 del self._ids[NameKind.CLUSTER][variant]
                 self._texts.pop((NameKind.CLUSTER, number), None)
                 continue
-            slot = slots(draft_.targets, endpoints)
-            record = Cluster(n=len(slot), lb=draft_.lb, turn=0, choices=2, live=1, slot=slot)
-            self._put(Table.CLUSTERS, number, record.pack())
+            self._put(Table.CLUSTERS, number, _cluster(draft_.lb, slots(draft_.targets, endpoints)))
 
     def _draft_vhosts(
         self, tables: list[tuple[_View, TableDraft, int]]
@@ -382,7 +383,7 @@ class _Writer:
                 value = record.pack()
                 for host in vhost.hosts:
                     flags |= n.TABLE_ANY if host == "*" else n.TABLE_WILD if host.startswith("*") else 0
-                    entries[VhostKey(number, host.encode()).pack()] = value
+                    entries[_vhost_key(number, host)] = value
             self._put(Table.TABLES, number, TableRecord(flags).pack())
             for name, reason in table.unreachable:
                 self._reject(view.key, "domain", name, reason, _HOME)
@@ -417,8 +418,7 @@ class _Writer:
                 view.key, "service", f"{ip}:{port}", f"more than {n.SERVICES} services on this node", _UNTOUCHED
             )
             return
-        key = ServiceKey(self._ids[NameKind.VIEW][view.key], port, _TCP, address(ip))
-        entries[key.pack()] = service.pack()
+        entries[_service_key(self._ids[NameKind.VIEW][view.key], ip, port)] = service.pack()
 
     def _write_workloads(self) -> dict[str, int]:
         enrolled = {}
@@ -439,9 +439,11 @@ class _Writer:
         entries = self._entries[Table.NAMES]
         for kind in LASTING:
             for key, number in self._known.of(kind).items():
-                entries[NameKey(kind, number).pack()] = NameText(key.encode()).pack()
+                name, value = _name(kind, number, key)
+                entries[name] = value
         for (kind, number), text in self._texts.items():
-            entries[NameKey(kind, number).pack()] = NameText(fitting(text)).pack()
+            name, value = _name(kind, number, text)
+            entries[name] = value
 
     # ---- odds and ends ----
 
@@ -478,12 +480,37 @@ def _table_key(view: _View, table: TableDraft) -> str:
     return f"{table.name} @ {view.key}"
 
 
-def _endpoint(key: str, *, live: bool) -> Endpoint:
+# Most of a large node's records are the same in every round; making their bytes anew is most of a round's time.
+
+
+@lru_cache(maxsize=2 * n.ENDPOINTS)
+def _endpoint(key: str, live: bool) -> bytes:
     ip, port = endpoint_of(key)
     packed = address(ip)
-    return Endpoint(packed, port, family(packed), int(live))
+    return Endpoint(packed, port, family(packed), int(live)).pack()
 
 
+@lru_cache(maxsize=2 * n.CLUSTERS)
+def _cluster(lb: int, slot: tuple[int, ...]) -> bytes:
+    return Cluster(n=len(slot), lb=lb, turn=0, choices=_CHOICES, live=1, slot=slot).pack()
+
+
+@lru_cache(maxsize=n.VHOSTS)
+def _vhost_key(table: int, host: str) -> bytes:
+    return VhostKey(table, host.encode()).pack()
+
+
+@lru_cache(maxsize=n.VHOSTS)
+def _name(kind: NameKind, number: int, text: str) -> tuple[bytes, bytes]:
+    return NameKey(kind, number).pack(), NameText(fitting(text)).pack()
+
+
+@lru_cache(maxsize=n.SERVICES)
+def _service_key(view: int, ip: str, port: int) -> bytes:
+    return ServiceKey(view, port, _TCP, address(ip)).pack()
+
+
+@lru_cache(maxsize=n.ROUTE_IDS)
 def route_text(variant: str, info: RouteInfo) -> str:
     """The name text of a route: JSON, short enough for the map by leaving out what explains, never what identifies."""
     source = info.source

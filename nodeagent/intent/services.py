@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
@@ -173,13 +174,16 @@ def _table(
     return tables[name]
 
 
+@lru_cache(maxsize=65536)
+def _address(domain: str) -> str | None:
+    try:
+        return str(ip_address(domain.strip("[]")))
+    except ValueError:
+        return None
+
+
 def _addresses(routes: RouteConfiguration | None) -> list[str]:
     """Service addresses among the domains: Istio writes a service's VIPs there, IPv6 in brackets."""
-    found = []
-    for vhost in routes.virtual_hosts if routes is not None else ():
-        for domain in vhost.domains:
-            try:
-                found.append(str(ip_address(domain.strip("[]"))))
-            except ValueError:
-                continue
-    return found
+    vhosts = routes.virtual_hosts if routes is not None else ()
+    found = (_address(domain) for vhost in vhosts for domain in vhost.domains)
+    return [address for address in found if address is not None]
