@@ -1,0 +1,1 @@
+"""One module for each command: reads, and hands over to `records`."""

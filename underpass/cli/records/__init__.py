@@ -1,0 +1,1 @@
+"""What commands show, as plain values built from plain values: no maps, files or sockets here."""
