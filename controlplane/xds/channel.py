@@ -131,6 +131,9 @@ class Channel:
 
     def add_name(self, name: str, told: Told = MUST) -> None:
         """Subscribe to one name and note what the client has of it."""
+        known = self.base.get(name)
+        if known is not None:
+            name = known.name  # one string for all clients: a thousand of them with a thousand names each add up
         self.names[name] = None
         self.named_once = True
         self.pending[name] = told

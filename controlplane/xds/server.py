@@ -37,6 +37,7 @@ from controlplane.xds.events import Acked, Nacked, ProtocolError, Query, Stale
 from controlplane.xds.metrics import XdsMetrics
 from controlplane.xds.session import DEFAULT_LIMITS, Limits, Session
 from controlplane.xds.sotw import SotwSession
+from controlplane.xds.throttle import Throttle
 
 _log = structlog.get_logger("controlplane.xds")
 
@@ -183,6 +184,7 @@ class XdsServer:
         #: Distinguishes this process's nonces and connection ids from those of its predecessor.
         self._epoch = secrets.token_hex(3)
         self._closing = asyncio.Event()
+        self._throttle = Throttle()
         self.connections: dict[str, Connection] = {}
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -348,9 +350,17 @@ class XdsServer:
         while not self._closing.is_set():
             await connection.wake.wait()
             connection.wake.clear()
-            while (response := session.poll()) is not None and not self._closing.is_set():
+            while not self._closing.is_set():
+                await self._throttle.room()
+                response = session.poll()
+                if response is None:
+                    break
                 began = time.monotonic()
-                await _send(context, response.data)
+                self._throttle.enter(len(response.data))
+                try:
+                    await _send(context, response.data)
+                finally:
+                    self._throttle.leave(len(response.data))
                 self._metrics.send_time.observe(time.monotonic() - began)
                 self._metrics.sent(response)
                 connection.time_of(response.type_url).sent = time.time()
