@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -56,6 +57,7 @@ _LAYOUTS = {
 _VERSION, _GENERATION, _HOME = (offset_of("up_config", n) for n in ("version", "generation", "home_generation"))
 _EVENT = struct.Struct("=IIIIQ")  # type, workload, endpoint, cluster, cookie: see the assertion
 _TUPLE = offset_of("up_event", "tuple")
+_EVENTS_AT_ONCE = 32
 _WANT, _DEAD, _CLOSED = (int(kind) for kind in (EventType.WANT, EventType.DEAD, EventType.CLOSED))
 assert [offset_of("up_event", n) for n in ("type", "workload", "endpoint", "cluster", "cookie")] == [0, 4, 8, 12, 16]
 _DEFAULT_MSS = 1360
@@ -181,6 +183,9 @@ class Home:
         self.loop.call_every(1.0, self._seldom)
         self.loop.call_every(30.0, self.sweep.begin)
         self._write_status()
+        # what exists now stays; and handlers make no cycles, so that looking for them every 700 objects is waste
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
         log.info("ready: node %s, home generation %d", self._settings.node, self.generation)
         try:
             self.loop.run()
@@ -210,7 +215,7 @@ class Home:
 
     def _events(self) -> None:
         wanted: set[tuple[int, int, int]] = set()
-        for record in self._ring.drain(256):  # level-triggered: the rest comes when others had their turn
+        for record in self._ring.drain(_EVENTS_AT_ONCE):  # level-triggered: the rest comes when others had their turn
             kind, workload, endpoint, cluster, cookie = _EVENT.unpack_from(record)
             if kind == _CLOSED:
                 self.clients.on_closed(record[_TUPLE : _TUPLE + TUPLE_SIZE], cookie)
@@ -230,6 +235,7 @@ class Home:
         value = self._read_config()
         if int.from_bytes(value[_HOME : _HOME + 4], "little") != self.generation:
             self._write_generation(value, self.generation)  # an agent wrote the whole value while we did
+            self._seen_generation = -1  # and may have done so again
         generation = int.from_bytes(value[_GENERATION : _GENERATION + 4], "little")
         if generation != self._seen_generation:
             self._seen_generation = generation

@@ -34,7 +34,7 @@ log = logging.getLogger("underpass.home")
 _CHUNK = 1 << 16
 _BACKLOG = 4096
 _FREEBIND = 15  # IP_FREEBIND, also for IPv6 sockets
-_ACCEPTS = 256  # at one wake-up, so that others get their turn
+_ACCEPTS = 64  # at one wake-up, so that others get their turn
 _CONNECT_TIMEOUT = 3.0
 _HEAD_TIMEOUT = 60.0
 _LINGER = 2.0
@@ -367,7 +367,7 @@ class Clients:
         if pod is None or address is None:
             return relay.endpoint_failed("unknown-workload")
         try:
-            sock = self._pods.socket(pod, address)
+            (sock,) = self._pods.sockets(pod, address, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except (OSError, BpfError) as cause:
             log.warning("no connection of %s to endpoint %d: %s", pod.key, decision.endpoint, cause)

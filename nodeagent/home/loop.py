@@ -44,6 +44,7 @@ class Loop:
         self._handlers: dict[int, Handler] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
+        self._removed: set[int] = set()
         self._soon: list[Callable[[], None]] = []
         self._running = False
         self.longest = 0.0
@@ -63,6 +64,7 @@ class Loop:
         """Stops watching it; before it is closed."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+            self._removed.add(fd)
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         """Calls once, `delay` seconds from now."""
@@ -96,12 +98,14 @@ class Loop:
             timeout = 0.0 if self._soon else 1.0
             if self._timers:
                 timeout = min(timeout, max(0.0, self._timers[0][0] - time.monotonic()))
-            events = self._epoll.poll(timeout, 512)
+            events = self._epoll.poll(timeout, 64)
             self.now = time.monotonic()
+            self._removed.clear()
             for fd, mask in events:
-                handler = self._handlers.get(fd)
-                if handler is not None:  # else it was removed by an earlier handler of this round
-                    self._guard(handler, mask)
+                # An earlier handler of this round may have removed it; and an accept or a connect may have got the same
+                # number since, whom this event does not concern.
+                if fd not in self._removed:
+                    self._guard(self._handlers[fd], mask)
             while self._timers and self._timers[0][0] <= self.now:
                 call = heapq.heappop(self._timers)[2].call
                 if call is not None:

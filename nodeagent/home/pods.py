@@ -22,6 +22,7 @@ log = logging.getLogger("underpass.home")
 _BIND_NO_PORT = (
     24  # IP_BIND_ADDRESS_NO_PORT (linux/in.h): the port is chosen at connect(), where the whole tuple counts
 )
+_TCP = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _IN_PROGRESS = (0, errno.EINPROGRESS)
 
 
@@ -101,18 +102,23 @@ class Pods:
             os.close(pod.namespace)
             self._gone(pod.id)
 
-    def socket(self, pod: Pod, endpoint: Endpoint) -> socket.socket:
-        """A new TCP socket in the workload's namespace, bound to its address. OSError: it has none of that family."""
+    def sockets(self, pod: Pod, endpoint: Endpoint, count: int) -> list[socket.socket]:
+        """New TCP sockets in the workload's namespace, bound to its address. OSError: it has none of that family."""
         if endpoint.family not in pod.sources:
             raise OSError(errno.EAFNOSUPPORT, f"{pod.key} has no IPv{endpoint.family} address")
         family = socket.AF_INET if endpoint.family == 4 else socket.AF_INET6
-        with self._switch.inside(pod.namespace):
-            made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        made: list[socket.socket] = []
+        source = (pod.sources[endpoint.family][0], 0)
         try:
-            made.setsockopt(socket.IPPROTO_IP, _BIND_NO_PORT, 1)
-            made.bind((pod.sources[endpoint.family][0], 0))
+            with self._switch.inside(pod.namespace):
+                for _ in range(count):
+                    made.append(socket.socket(family, _TCP, 0))
+            for each in made:
+                each.setsockopt(socket.IPPROTO_IP, _BIND_NO_PORT, 1)
+                each.bind(source)
         except OSError:
-            made.close()
+            for each in made:
+                each.close()
             raise
         return made
 

@@ -197,6 +197,11 @@ _PHRASES = {
 }  # fmt: skip
 
 
+def status_of(reason: int) -> int:
+    """The status of home's own answer to a request that nobody can forward for this `up_reason`."""
+    return _STATUS.get(reason, 503)
+
+
 def refusal(status: int, reason: str, *, close: bool, body: bool = True) -> bytes:
     """A whole response that names its reason."""
     text = f"underpass: {reason}\n".encode()
@@ -324,7 +329,7 @@ class Relay:
 
     def _refuse_connection(self, reason: int) -> list[Command]:
         """The bytes are not in canonical form: where the next request would begin cannot be known."""
-        status = _STATUS.get(reason, 503)
+        status = status_of(reason)
         return [Count(0, True), *self._reply(status, self._name(reason), close=True), *self._close()]
 
     def _refuse_request(self, head: ParsedHead, decision: Chosen) -> list[Command]:
@@ -334,7 +339,7 @@ class Relay:
         present = min(len(self._buffer), head.size + head.body)
         del self._buffer[:present]
         self.left = head.size + head.body - present
-        status, name = _STATUS.get(decision.reason, 503), self._name(decision.reason)
+        status, name = status_of(decision.reason), self._name(decision.reason)
         commands: list[Command] = [Count(decision.route, True)]
         return commands + self._answer_locally(status, name, close, head)
 

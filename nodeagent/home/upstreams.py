@@ -19,7 +19,7 @@ from nodeagent.abi.numbers import ControlResult, Kind
 from nodeagent.abi.records import Endpoint, Socket, StockKey
 from nodeagent.bpf.abc import Map
 from nodeagent.bpf.errors import BpfError
-from nodeagent.home.control import Control, tuple_key
+from nodeagent.home.control import Control, packed, tuple_key
 from nodeagent.home.loop import ERROR, HANGUP, IN, OUT, Loop
 from nodeagent.home.pods import Pods, start_connect
 from nodeagent.home.stock import Limits, Orders, Stock
@@ -28,7 +28,7 @@ log = logging.getLogger("underpass.home")
 
 RESET = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
 _SO_COOKIE = 57
-_AT_ONCE = 8
+_AT_ONCE = 32
 _FREE, _MISSES, _PORTS = (offset_of("up_stock", name) for name in ("n", "misses", "port"))
 _REQUESTS = offset_of("up_endpoint_stat", "requests")
 Pair = tuple[int, int]
@@ -61,6 +61,7 @@ class Upstreams:
         self._dirty: set[Pair] = set()
         self._queue: deque[Pair] = deque()
         self._tags: dict[Pair, bytes] = {}
+        self._early: dict[bytes, int] = {}
         self.by_key: dict[bytes, Upstream] = {}
         self.draining = self._pumping = False
         self.opened = self.failed = self.killed = self.reclaimed = 0
@@ -94,6 +95,8 @@ class Upstreams:
 
     def tick(self) -> None:
         """Once a second: refills, shrinks, closes what is too much."""
+        if not any(stock.opening for stock in self._stocks.values()):
+            self._early.clear()
         used = self._used_endpoints()
         for pair, stock in list(self._stocks.items()):
             free, misses = self._kernel_stock(pair)
@@ -177,8 +180,14 @@ class Upstreams:
         """
         if self._pumping:
             return
-        for _ in range(min(_AT_ONCE, len(self._queue))):
-            self._open(self._queue.popleft())
+        budget = _AT_ONCE
+        while budget and self._queue:
+            pair, count = self._queue.popleft(), 1
+            while count < budget and self._queue and self._queue[0] == pair:
+                self._queue.popleft()
+                count += 1
+            self._open(pair, count)
+            budget -= count
         if self._queue:
             self._pumping = True
             self._loop.call_soon(self._pump_on)
@@ -195,34 +204,37 @@ class Upstreams:
             ).pack()
         return tag
 
-    def _open(self, pair: Pair) -> None:
-        stock, pod, address = self._stocks.get(pair), self._pods.by_id.get(pair[0]), self._addresses.get(pair[1])
-        if stock is None or pod is None or address is None or self.draining:
-            if stock is not None:
-                stock.failed(self._loop.now)
+    def _open(self, pair: Pair, count: int) -> None:
+        pod, address = self._pods.by_id.get(pair[0]), self._addresses.get(pair[1])
+        if pod is None or address is None or self.draining:
+            self._not_opened(pair, "it has gone", count)
             return
         try:
-            sock = self._pods.socket(pod, address)
+            made = self._pods.sockets(pod, address, count)
         except (OSError, BpfError) as cause:
-            self._not_opened(pair, str(cause))
+            self._not_opened(pair, str(cause), count)
             return
-        upstream = Upstream(sock, pair)
-        try:
-            self._maps["sockets"].update(sock.fileno().to_bytes(4, "little"), self._tag(pair, address.family))
-            start_connect(sock, address)
-        except (OSError, BpfError) as cause:
-            sock.close()
-            self._not_opened(pair, str(cause))
-            return
-        self._loop.add(sock.fileno(), OUT, lambda mask: self._on_event(upstream, mask))
+        tag = self._tag(pair, address.family)
+        for sock in made:
+            fd = sock.fileno()
+            try:
+                self._maps["sockets"].update(fd.to_bytes(4, "little"), tag)
+                start_connect(sock, address)
+            except (OSError, BpfError) as cause:
+                sock.close()
+                self._not_opened(pair, str(cause))
+                continue
+            upstream = Upstream(sock, pair)
+            self._loop.add(fd, OUT, lambda mask, u=upstream: self._on_event(u, mask))  # type: ignore[misc]
 
-    def _not_opened(self, pair: Pair, why: str) -> None:
-        self.failed += 1
+    def _not_opened(self, pair: Pair, why: str, count: int = 1) -> None:
+        self.failed += count
         stock = self._stocks.get(pair)
         if stock is not None:
             if not stock.failures:
                 log.info("no upstream of workload %d to endpoint %d: %s", pair[0], pair[1], why)
-            stock.failed(self._loop.now)
+            for _ in range(count):
+                stock.failed(self._loop.now)
 
     def _on_event(self, upstream: Upstream, mask: int) -> None:
         if upstream.key:
@@ -231,25 +243,33 @@ class Upstreams:
             if stock is not None:
                 stock.lapsed(self._loop.now)
             self.kill(upstream)
-        elif mask & ERROR:
-            number = upstream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            self._loop.remove(upstream.sock.fileno())
-            upstream.sock.close()
-            self._not_opened(upstream.pair, os.strerror(number))
         else:
-            self._connected(upstream)
+            self._connected(upstream, mask)
 
-    def _connected(self, upstream: Upstream) -> None:
+    def _connected(self, upstream: Upstream, mask: int) -> None:
         sock, pair = upstream.sock, upstream.pair
         stock, members = self._stocks.get(pair), self._members.get(pair)
-        pod, address = self._pods.by_id.get(pair[0]), self._addresses.get(pair[1])
-        if stock is None or members is None or pod is None or address is None:  # went while it was being opened
+        local, port = sock.getsockname()[:2]
+        address = self._addresses.get(pair[1])
+        cookie = struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
+        key = tuple_key(packed(local), port, address.addr, address.port) if address is not None else b""
+        if mask & ERROR or stock is None or members is None or not key or self._early.pop(key, None) == cookie:
+            # refused; or established, perhaps even lent, and at its end or unwanted before we got here
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self._loop.remove(sock.fileno())
+            if key:
+                self._control.kill(key)
             sock.close()
+            if key:
+                self._control.forget(key, cookie)
+            if mask & ERROR:
+                self._not_opened(pair, os.strerror(number) if number else "closed at once")
+            elif stock is not None:
+                stock.established()
+                stock.closed()
+                self._dirty.add(pair)
             return
-        port = sock.getsockname()[1]
-        upstream.key = tuple_key(pod.sources[address.family][1], port, address.addr, address.port)
-        upstream.cookie = struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0]
+        upstream.key, upstream.cookie = key, cookie
         stock.established()
         self.opened += 1
         self.by_key[upstream.key] = members[upstream.key] = upstream
@@ -263,8 +283,8 @@ class Upstreams:
         upstream = self.by_key.get(key)
         if upstream is not None and upstream.cookie == cookie:
             self.kill(upstream)
-        else:
-            self._control.forget(key, cookie)
+        elif self._control.forget(key, cookie):
+            self._early[key] = cookie  # it may be one of whose connection we have not been told yet
 
     def kill(self, upstream: Upstream) -> None:
         """It is never lent again, and closed as soon as no client has it."""

@@ -107,9 +107,10 @@ def main() -> None:
         chance = random.Random(int(seed) * 100_000 + n)
         with socket.create_connection((host, int(port)), 5) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            local = sock.getsockname()
             wrong = play(sock, chance)
         if wrong:
-            print(n, sock, wrong, flush=True)
+            print(n, local, wrong, flush=True)
     print("rounds", rounds)
 
 
