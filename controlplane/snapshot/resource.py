@@ -8,6 +8,7 @@ stream (nonce). Serialising per stream instead costs up to eighty times more (re
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -48,9 +49,9 @@ class Resource:
     """A named resource of one type, immutable, equal by type, name and version.
 
     ``version`` is a hash of the content: it changes exactly when the content does, on every replica alike.
-    ``in_sotw`` and ``in_delta`` are the resource as field 2 of a ``DiscoveryResponse`` and of a
-    ``DeltaDiscoveryResponse``. ``needs`` are the resources that a client will ask for because of this one.
-    ``source`` is the Istio object that yielded it (``istio.config`` path), empty where there is none.
+    ``sotw_head`` and ``delta_head``, each followed by ``body``, are the resource as field 2 of a ``DiscoveryResponse``
+    and of a ``DeltaDiscoveryResponse``; the body, by far the most of it, exists once. ``needs`` are the resources that
+    a client will ask for because of this one.
     """
 
     type_url: str
@@ -59,8 +60,8 @@ class Resource:
     body: bytes = field(repr=False)
     needs: tuple[Reference, ...] = ()
     aliases: tuple[str, ...] = ()
-    in_sotw: bytes = field(default=b"", repr=False)
-    in_delta: bytes = field(default=b"", repr=False)
+    sotw_head: bytes = field(default=b"", repr=False)
+    delta_head: bytes = field(default=b"", repr=False)
     identity: int = field(default=0, repr=False)
 
     def __eq__(self, other: object) -> bool:
@@ -72,6 +73,30 @@ class Resource:
 
     def __hash__(self) -> int:
         return hash((self.name, self.version))
+
+    @property
+    def sotw_size(self) -> int:
+        """Bytes in a ``DiscoveryResponse``."""
+        return len(self.sotw_head) + len(self.body)
+
+    @property
+    def delta_size(self) -> int:
+        """Bytes in a ``DeltaDiscoveryResponse``."""
+        return len(self.delta_head) + len(self.body)
+
+
+def sotw_pieces(resources: Iterable[Resource]) -> Iterator[bytes]:
+    """The resources as parts of a ``DiscoveryResponse``, to be joined."""
+    for resource in resources:
+        yield resource.sotw_head
+        yield resource.body
+
+
+def delta_pieces(resources: Iterable[Resource]) -> Iterator[bytes]:
+    """The resources as parts of a ``DeltaDiscoveryResponse``, to be joined."""
+    for resource in resources:
+        yield resource.delta_head
+        yield resource.body
 
 
 def encode(type_url: str, name: str, message: _Serialisable, *, aliases: tuple[str, ...] = ()) -> Resource:
@@ -89,10 +114,13 @@ def from_bytes(
     for alias in aliases:
         content.update(b"\0" + alias.encode())
     version = content.hexdigest()
-    packed = text(1, type_url) + (delimited(2, body) if body else b"")
-    envelope = (
-        text(3, name) + text(1, version) + delimited(2, packed) + b"".join(delimited(4, a.encode()) for a in aliases)
-    )
+    # ``Any{type_url = 1, value = 2}``, the value last: its bytes follow the head.
+    packed_head = text(1, type_url) + (b"\x12" + varint(len(body)) if body else b"")
+    packed_size = len(packed_head) + len(body)
+    # ``Resource{version = 1, name = 3, aliases = 4, resource = 2}``; the order of fields is free.
+    envelope_head = b"".join(
+        (text(1, version), text(3, name), *(delimited(4, alias.encode()) for alias in aliases), b"\x12")
+    ) + varint(packed_size)
     identity = hashlib.blake2b(f"{type_url}\0{name}\0{version}".encode(), digest_size=_IDENTITY_BYTES).digest()
     return Resource(
         type_url=type_url,
@@ -101,7 +129,7 @@ def from_bytes(
         body=body,
         needs=needs,
         aliases=aliases,
-        in_sotw=delimited(2, packed),
-        in_delta=delimited(2, envelope),
+        sotw_head=b"\x12" + varint(packed_size) + packed_head,
+        delta_head=b"\x12" + varint(len(envelope_head) + packed_size) + envelope_head + packed_head,
         identity=int.from_bytes(identity, "big"),
     )

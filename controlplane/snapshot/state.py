@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, TypeVar, overload
 
-from controlplane.snapshot.resource import Resource
+from controlplane.snapshot.resource import Resource, sotw_pieces
 
 _T = TypeVar("_T")
 
@@ -97,7 +97,7 @@ class TypeState(Mapping[str, Resource]):
 
     @cached_property
     def _joined(self) -> bytes:
-        return b"".join(resource.in_sotw for resource in self._own.values())
+        return b"".join(sotw_pieces(self._own.values()))
 
     def layers(self) -> tuple[TypeState, Mapping[str, Resource]]:
         """The base (empty for a flat state's own part), and what lies over it."""

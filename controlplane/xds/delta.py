@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from controlplane.snapshot.resource import Resource, delimited, text
+from controlplane.snapshot.resource import Resource, delimited, delta_pieces, text
 from controlplane.snapshot.urls import CLUSTER
 from controlplane.xds.channel import MUST, Channel, View
 from controlplane.xds.events import Event, Query, Response, Stale, Subscribed
@@ -67,7 +67,7 @@ class DeltaSession(Session):
 
     def _add(self, channel: Channel, view: View) -> Response | None:
         ready = channel.additions(view)
-        count = self._fit(ready, lambda resource: len(resource.in_delta))
+        count = self._fit(ready, lambda resource: resource.delta_size)
         resources: dict[str, Resource] = {}
         removed: list[str] = []
         for name, resource in ready[:count]:
@@ -97,11 +97,11 @@ class DeltaSession(Session):
         nonce = self._nonce()
         version = channel.base.version
         channel.record_sent(nonce, version, names)
-        bodies = [resource.in_delta for resource in resources]
+        listed = list(resources)
         data = b"".join(
             (
                 text(1, version),
-                *bodies,
+                *delta_pieces(listed),
                 text(4, channel.type_url),
                 text(5, nonce),
                 *(delimited(6, name.encode()) for name in removed),
@@ -109,7 +109,7 @@ class DeltaSession(Session):
         )
         if self._control_plane:
             data += delimited(7, self._control_plane)
-        return Response(data, channel.type_url, nonce, len(bodies), len(removed))
+        return Response(data, channel.type_url, nonce, len(listed), len(removed))
 
     def _reply(self, query: Query, nonce: str, resources: Sequence[tuple[str, bytes]]) -> Response:
         bodies = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from controlplane.snapshot.resource import Resource, delimited, from_bytes, text
+from controlplane.snapshot.resource import Resource, delimited, from_bytes, sotw_pieces, text
 from controlplane.snapshot.urls import CLUSTER, ENDPOINT, ROUTE
 from controlplane.xds.channel import Channel, View
 from controlplane.xds.events import Event, Query, Response, Stale, Subscribed
@@ -91,7 +91,7 @@ class SotwSession(Session):
                 self._clusters_said(said)
             return response
         answers: list[tuple[str, Resource]] = []
-        count = self._fit(ready, lambda resource: len(resource.in_sotw))
+        count = self._fit(ready, lambda resource: resource.sotw_size)
         for name, resource in ready[:count]:
             answer = resource or placeholder(channel.type_url, name)
             if answer is not None:
@@ -118,19 +118,19 @@ class SotwSession(Session):
         held = [resource for resource in channel.held.values() if resource.name not in channel.base]
         if channel.wildcard:
             outside = [found for found in (channel.find(name, view) for name in sorted(channel.outside)) if found]
-            body = channel.base.in_sotw + b"".join(resource.in_sotw for resource in (*outside, *held))
+            body = channel.base.in_sotw + b"".join(sotw_pieces((*outside, *held)))
             count = len(channel.base) + len(outside) + len(held)
         else:
             found = {name: channel.find(name, view) for name in sorted(channel.names)}
             listed = [*(resource for resource in found.values() if resource is not None), *held]
-            body = b"".join(resource.in_sotw for resource in {r.name: r for r in listed}.values())
+            body = b"".join(sotw_pieces({r.name: r for r in listed}.values()))
             count = len(listed)
         return self._frame(channel, view, body, names, resources=count, removed=removed)
 
     def _response(
         self, channel: Channel, view: View, resources: Sequence[Resource], names: Iterable[str], *, removed: int
     ) -> Response:
-        body = b"".join(resource.in_sotw for resource in {r.name: r for r in resources}.values())
+        body = b"".join(sotw_pieces({r.name: r for r in resources}.values()))
         return self._frame(channel, view, body, names, resources=len(resources), removed=removed)
 
     def _frame(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.snapshot import Builder, Resource, Snapshot, TypeState, apply, check, diff
-from controlplane.snapshot.resource import from_bytes
+from controlplane.snapshot.resource import delta_pieces, from_bytes, sotw_pieces
 from controlplane.snapshot.urls import CLUSTER
 from tests.support.xds import cluster, endpoints, listener, routes, snapshot
 from underpass.api import envoy
@@ -69,9 +69,9 @@ def test_version_is_the_same_in_every_process() -> None:
 
 def test_frames_are_the_envelopes_that_protobuf_would_write() -> None:
     resource = cluster("a")
-    sotw = envoy.DiscoveryResponse.FromString(resource.in_sotw)
+    sotw = envoy.DiscoveryResponse.FromString(b"".join(sotw_pieces([resource])))
     assert envoy.unpack_any(sotw.resources[0]) == envoy.Cluster.FromString(resource.body)
-    delta = envoy.DeltaDiscoveryResponse.FromString(resource.in_delta)
+    delta = envoy.DeltaDiscoveryResponse.FromString(b"".join(delta_pieces([resource])))
     assert (delta.resources[0].name, delta.resources[0].version) == ("a", resource.version)
     assert envoy.unpack_any(delta.resources[0].resource) == envoy.Cluster.FromString(resource.body)
 

@@ -169,13 +169,15 @@ def test_a_change_touches_only_the_clients_it_concerns(plane: ControlPlaneProces
             request.node.id = NODE.format(number, number)
             stream.send(request)
             stream.ack(stream.recv())
-        before = _sent(plane)
+        wait_for("both answers are counted", lambda: _sent(plane) == 2)
         text = (plane.config / "service.yaml").read_text()
         shop.write(plane.config / "service.yaml", text.replace(shop.POD_V1, "10.9.9.9"))
         response = one.recv()
         one.ack(response)
         assert [r.name for r in response.resources] == ["outbound|80|v1|greeter.default.svc.cluster.local"]
-        assert _sent(plane) - before == 1
+        wait_for("it is counted", lambda: _sent(plane) >= 3)
+        time.sleep(0.1)
+        assert _sent(plane) == 3
 
 
 def _sent(plane: ControlPlaneProcess) -> float:
