@@ -5,22 +5,37 @@ Needs what an agent pinned, not the agent. Nothing is sent and nothing is counte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from nodeagent.abi.numbers import REASON_LABELS, ActionKind, NameKind, Reason, ServiceKind
-from nodeagent.abi.records import Endpoint, Service, ServiceKey, VhostKey, Workload, address, address_text
+from nodeagent.abi.records import (
+    Config,
+    Endpoint,
+    Service,
+    ServiceKey,
+    Stock,
+    StockKey,
+    Vhost,
+    VhostKey,
+    Workload,
+    address,
+    address_text,
+    family,
+)
 from nodeagent.bpf.abc import Kernel, Map
 from nodeagent.bpf.errors import NotPinnedError
 from nodeagent.bpf.kernel import LinuxKernel
 from nodeagent.core.decide import MAPS, Decider, Decision
 from nodeagent.core.libcore import Core, HeadReader
 from nodeagent.errors import AgentError, NotRunningError
+from nodeagent.home.relay import status_of
 from nodeagent.telemetry.read import RouteCount, names_of, route_of
 
 _TCP: Final = 6
@@ -32,12 +47,28 @@ class ExplainError(AgentError):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An endpoint that the request may go to."""
+    """An endpoint that the request may go to.
+
+    cluster: the one through which; free: how many wires to it this workload has in stock; obstacle: the reason for
+    which the kernel would not use it, empty if it would.
+    """
 
     address: str
     port: int
     workload: str
     live: bool
+    id: int = 0
+    cluster: str = ""
+    free: int = 0
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """A route of the virtual host that answered, and whether it is the one that was taken."""
+
+    route: RouteCount
+    taken: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +78,10 @@ class Explanation:
     outcome: `kernel` (one of `candidates`), `home` (left to the home peer, `reason` says why), `tcp` (the connection
     itself is sent to one of `candidates`), `refused` (the connection is), `untouched` (not a service of the view).
     clusters: what the weighted choice is between. domain: the virtual host's domain that matched.
+
+    drawn: the cluster that this one draw of the weights gave; endpoint: the one that its balancing gave. Another
+    request may draw otherwise. home: who the home peer is, `underpass-home` or `envoy`; status: what underpass-home
+    answers itself, 0 when it forwards the request. considered: all routes of the virtual host, the earlier first.
     """
 
     outcome: str
@@ -59,6 +94,11 @@ class Explanation:
     route: RouteCount | None = None
     clusters: tuple[tuple[str, int], ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    drawn: str = ""
+    endpoint: Candidate | None = None
+    home: str = ""
+    status: int = 0
+    considered: tuple[Considered, ...] = ()
 
 
 def request(
@@ -70,17 +110,19 @@ def request(
     *,
     kernel: Kernel | None = None,
     core: Core | None = None,
+    draw: Callable[[], int] = lambda: secrets.randbits(32),
 ) -> Explanation:
     """Explain `method url` from `workload` (`namespace/name`).
 
     The URL's host is a service's address, or a name: then the address is the one that the view knows for a virtual
-    host of that name. A `Host` among `headers` takes the URL's place there, as on the wire.
+    host of that name. A `Host` among `headers` takes the URL's place there, as on the wire. `draw` gives 32 random bits
+    for the choice between destinations.
     Raises ExplainError for a question without an answer, NotRunningError when nothing is pinned.
     """
     edge = kernel or LinuxKernel()
     with ExitStack() as stack:
         maps: dict[str, Map] = {}
-        for name in (*MAPS, "names", "workloads", "services"):
+        for name in (*MAPS, "names", "workloads", "services", "stocks", "config"):
             try:
                 maps[name] = edge.pinned_map(bpffs_dir / "maps" / name)
             except NotPinnedError as error:
@@ -88,19 +130,26 @@ def request(
                     f"no maps are pinned under {bpffs_dir}", str(error), "start underpass-agent on this node"
                 ) from error
             stack.callback(maps[name].close)
-        return _Explainer(edge, maps, core or Core()).explain(workload, method, url, headers)
+        return _Explainer(edge, maps, core or Core(), draw).explain(workload, method, url, headers)
 
 
 class _Explainer:
-    def __init__(self, kernel: Kernel, maps: dict[str, Map], core: Core) -> None:
+    def __init__(self, kernel: Kernel, maps: dict[str, Map], core: Core, draw: Callable[[], int]) -> None:
         self._maps, self._core = maps, core
-        self._decider = Decider(core, kernel, maps, lambda: 0)
+        self._decider = Decider(core, kernel, maps, draw)
+        config = maps["config"].lookup(bytes(4))
+        envoy = config is not None and Config.unpack(config).home_kind == 1
+        self._home = "envoy" if envoy else "underpass-home"
+        self._number, self._own, self._family = 0, Workload(), 4
         self._reader = HeadReader(core)
         self._names = {kind: names_of(maps, kind) for kind in NameKind}
 
     def explain(self, workload: str, method: str, url: str, headers: Sequence[tuple[str, str]]) -> Explanation:
         view, who = self._workload(workload)
-        parts = urlsplit(url if "//" in url else f"http://{url}")
+        try:
+            parts = urlsplit(url if "//" in url else f"http://{url}")
+        except ValueError as error:
+            raise ExplainError(f"{url!r} is no URL", str(error), "http://HOST/PATH") from None
         if parts.scheme not in ("http", "tcp") or not parts.hostname:
             raise ExplainError(f"{url!r} is no http URL", "only plaintext HTTP/1.1 is decided here", "http://HOST/PATH")
         try:
@@ -114,13 +163,15 @@ class _Explainer:
         if key is None or value is None:
             return Explanation("untouched", "no service of this view", view_name, who, service_name)
         service_name = f"{address_text(key.addr)}:{port}"
+        self._family = family(key.addr)
         service = Service.unpack(value)
         if service.kind != ServiceKind.HTTP:
             return self._connection(service, view_name, who, service_name)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         authority = parts.netloc.rpartition("@")[2]
         decision = self._decide(service.table, method, target, authority, headers)
-        return self._answer(decision, service.table, view_name, who, service_name)
+        found = self._answer(decision, service.table, view_name, who, service_name)
+        return replace(found, home=self._home, considered=self._considered(found, decision, service.table))
 
     def _decide(
         self, table: int, method: str, target: str, authority: str, headers: Sequence[tuple[str, str]]
@@ -128,7 +179,7 @@ class _Explainer:
         host = next((v for n, v in headers if n.lower() == "host"), authority)
         lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
         lines += [f"{name}: {value}" for name, value in headers if name.lower() != "host"]
-        head = self._reader.parse(("\r\n".join(lines) + "\r\n\r\n").encode())
+        head = self._reader.parse(("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape"))
         if head.reason:
             return Decision(head.reason)
         return self._decider.decide(self._reader, table)
@@ -136,13 +187,16 @@ class _Explainer:
     def _answer(self, decision: Decision, table: int, view: str, workload: str, service: str) -> Explanation:
         route = self._route(decision.route)
         clusters = route.clusters if route is not None else ()
-        kernel = decision.reason == Reason.OK
-        names = [name for name, _ in clusters] if kernel else []
-        if not kernel and decision.cluster:
-            names = [self._names[NameKind.CLUSTER].get(decision.cluster, "")]
+        names = [name for name, _ in clusters]
+        drawn = self._names[NameKind.CLUSTER].get(decision.cluster, "").partition(" # ")[0]
+        chosen = self._candidate(decision.endpoint, drawn) if decision.endpoint else None
+        reason = REASON_LABELS.get(decision.reason, str(decision.reason)) if decision.reason else ""
+        status = status_of(decision.reason) if decision.reason and self._home == "underpass-home" else 0
+        if not reason and chosen is not None:
+            reason = chosen.obstacle  # of the kernel alone: home can reach any endpoint
         return Explanation(
-            outcome="kernel" if kernel else "home",
-            reason="" if kernel else REASON_LABELS.get(decision.reason, str(decision.reason)),
+            outcome="home" if reason else "kernel",
+            reason=reason,
             view=view,
             workload=workload,
             service=service,
@@ -151,13 +205,29 @@ class _Explainer:
             route=route,
             clusters=clusters,
             candidates=self._candidates(names, decision.cluster),
+            drawn=drawn,
+            endpoint=chosen,
+            status=status,
         )
+
+    def _considered(self, found: Explanation, decision: Decision, table: int) -> tuple[Considered, ...]:
+        """The routes of the virtual host: what was taken, and what else there was."""
+        host = found.route.host if found.route is not None else ""
+        if not host and decision.domain:
+            value = self._maps["vhosts"].lookup(_vhost(table, found.domain))
+            program = Vhost.unpack(value).program if value is not None else 0
+            host = self._names[NameKind.PROGRAM].get(program, "").partition(" ")[2]
+        routes = [route_of(number, text) for number, text in self._names[NameKind.ROUTE].items()] if host else []
+        mine = [route for route in routes if route.host == host]
+        mine.sort(key=lambda route: (route.source.rule if route.source is not None else -1, route.id))
+        return tuple(Considered(route, route.id == decision.route) for route in mine)
 
     def _connection(self, service: Service, view: str, workload: str, name: str) -> Explanation:
         route = self._route(service.tcp.route)
         if service.kind == ServiceKind.TCP and service.tcp.kind == ActionKind.CLUSTERS:
             members = [weight.cluster for weight in service.tcp.to if weight.cluster]
-            found = tuple(c for cluster in members for c in self._members(cluster))
+            names = self._names[NameKind.CLUSTER]
+            found = tuple(c for cluster in members for c in self._members(cluster, names.get(cluster, "")))
             return Explanation(
                 "tcp", "", view, workload, name, route=route, clusters=route.clusters if route else (), candidates=found
             )
@@ -170,9 +240,10 @@ class _Explainer:
         for number, text in self._names[NameKind.WORKLOAD].items():
             name = text.partition(" ")[0]
             value = self._maps["workloads"].lookup(number.to_bytes(4, "little"))
-            view = Workload.unpack(value).view if value is not None else 0
-            if view and (name == key or name.partition("/")[2] == key):
-                found[name] = view
+            record = Workload.unpack(value) if value is not None else Workload()
+            if record.view and (name == key or name.partition("/")[2] == key):
+                found[name] = record.view
+                self._number, self._own = number, record
         if len(found) != 1:
             known = sorted({text.partition(" ")[0] for text in self._names[NameKind.WORKLOAD].values()})
             why = f"{len(found)} workloads have this name" if found else "no enrolled workload here has this name"
@@ -219,17 +290,38 @@ class _Explainer:
         found: dict[Candidate, None] = {}
         for name in names:
             if name in ids:
-                found.update(dict.fromkeys(self._members(ids[name])))
+                found.update(dict.fromkeys(self._members(ids[name], name)))
         return tuple(found)
 
-    def _members(self, cluster: int) -> list[Candidate]:
-        found = []
-        for number in self._decider.members(cluster):
-            value = self._maps["endpoints"].lookup(number.to_bytes(4, "little"))
-            record = Endpoint.unpack(value) if value is not None else Endpoint()
-            name = self._names[NameKind.ENDPOINT].get(number, "").partition(" ")[2]
-            found.append(Candidate(address_text(record.addr), record.port, name.partition(";")[0], bool(record.live)))
-        return found
+    def _members(self, cluster: int, name: str) -> list[Candidate]:
+        name = name.partition(" # ")[0]
+        return [self._candidate(number, name) for number in self._decider.members(cluster)]
+
+    def _candidate(self, number: int, cluster: str) -> Candidate:
+        value = self._maps["endpoints"].lookup(number.to_bytes(4, "little"))
+        record = Endpoint.unpack(value) if value is not None else Endpoint()
+        name = self._names[NameKind.ENDPOINT].get(number, "").partition(" ")[2]
+        stock = self._maps["stocks"].lookup(StockKey(self._number, number).pack())
+        free = Stock.unpack(stock).n if stock is not None else 0
+        return Candidate(
+            address_text(record.addr),
+            record.port,
+            name.partition(";")[0],
+            bool(record.live),
+            id=number,
+            cluster=cluster,
+            free=free,
+            obstacle=self._obstacle(record),
+        )
+
+    def _obstacle(self, endpoint: Endpoint) -> str:
+        """Why the kernel lends no wire to an endpoint, as the packet program asks when one has been chosen."""
+        if not endpoint.live:
+            return REASON_LABELS[Reason.ENDPOINT_GONE]
+        if endpoint.family != self._family:
+            return REASON_LABELS[Reason.FAMILY]
+        own = self._own.addr4 if endpoint.family == 4 else self._own.addr6
+        return REASON_LABELS[Reason.HAIRPIN] if own == endpoint.addr else ""
 
 
 def _vhost(table: int, host: str) -> bytes:

@@ -200,7 +200,7 @@ def routes_of(maps: Mapping[str, Map]) -> list[RouteCount]:
                 route.source,
                 kernel=sum(row.kernel for row in rows),
                 home=served.requests,
-                waypoint=sum(row.punted for row in rows) if envoy else 0,
+                waypoint=sum(punts.get(number, {}).values()) if envoy else 0,
                 refused=served.refused,
                 punts=punts.get(number, {}),
             )

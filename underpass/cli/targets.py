@@ -16,7 +16,6 @@ from typing import Annotated, Final
 import typer
 
 from nodeagent.bpf import features
-from nodeagent.errors import AgentError
 from nodeagent.node.paths import RUN_ROOT
 from nodeagent.node.registry import Registry, Workload
 from underpass.cli.errors import UNREACHABLE, USAGE, CliError
@@ -217,8 +216,3 @@ def _known(what: str, names: Iterable[str]) -> str:
 def _like(name: str, names: Iterable[str]) -> str:
     near = get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else ""
-
-
-def describe_agent_error(error: AgentError) -> CliError:
-    """An agent's error where only a part of the answer is lost."""
-    return CliError(error.what, error.why, error.next_step, UNREACHABLE)
