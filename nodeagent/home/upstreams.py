@@ -13,6 +13,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
 
 from nodeagent.abi.codec import offset_of
 from nodeagent.abi.numbers import ControlResult, Kind
@@ -29,6 +30,7 @@ log = logging.getLogger("underpass.home")
 RESET = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
 _SO_COOKIE = 57
 _AT_ONCE = 32
+_RECLAIM_STEP, _RECLAIM_EVERY = 64, 0.02
 _FREE, _MISSES, _PORTS = (offset_of("up_stock", name) for name in ("n", "misses", "port"))
 _REQUESTS = offset_of("up_endpoint_stat", "requests")
 Pair = tuple[int, int]
@@ -62,6 +64,7 @@ class Upstreams:
         self._queue: deque[Pair] = deque()
         self._tags: dict[Pair, bytes] = {}
         self._early: dict[bytes, int] = {}
+        self._reclaim_at: dict[Pair, float] = {}
         self.by_key: dict[bytes, Upstream] = {}
         self.draining = self._pumping = False
         self.opened = self.failed = self.killed = self.reclaimed = 0
@@ -105,6 +108,7 @@ class Upstreams:
             if not stock.total and not stock.target:
                 del self._stocks[pair]
                 self._members.pop(pair, None)
+                self._reclaim_at.pop(pair, None)
 
     def _used_endpoints(self) -> set[int]:
         used: set[int] = set()
@@ -152,13 +156,21 @@ class Upstreams:
             self._close_coldest(pair, orders.close)
 
     def _reclaim(self, pair: Pair, count: int) -> None:
-        """Takes wires back from idle clients, the oldest connections first; what is free or in use refuses."""
-        for key in list(self._members.get(pair, ())):
-            if count <= 0:
-                return
+        """Takes wires back from idle clients, those asked longest ago first; what is free or in use refuses.
+
+        In small steps, since there may be a thousand to ask and all of them may refuse.
+        """
+        members = self._members.get(pair)
+        if not members or self._loop.now < self._reclaim_at.get(pair, 0.0):
+            return
+        self._reclaim_at[pair] = self._loop.now + _RECLAIM_EVERY
+        for key in list(islice(members, _RECLAIM_STEP)):
+            members[key] = members.pop(key)  # to the end of the line
             if self._control.reclaim(key):
                 self.reclaimed += 1
                 count -= 1
+                if not count:
+                    return
 
     def _close_coldest(self, pair: Pair, count: int) -> None:
         """The kernel lends the last of its list first, so the first ones are the coldest."""
