@@ -12,7 +12,10 @@ _HASH, _ARRAY = MapType.HASH, MapType.ARRAY
 
 
 def specs() -> list[MapSpec]:
-    """Every map that the agent touches. `cgroup_workload` is a plain hash here: its real kind needs cgroups."""
+    """Every map that the agent or an explanation touches.
+
+    `cgroup_workload` is a plain hash here: its real kind needs cgroups.
+    """
     return [
         MapSpec("config", _ARRAY, 4, r.Config.size(), 1),
         MapSpec("cgroup_workload", _HASH, 8, 4, 64),
@@ -24,6 +27,7 @@ def specs() -> list[MapSpec]:
         MapSpec("clusters", _ARRAY, 4, r.Cluster.size(), n.CLUSTERS),
         MapSpec("endpoints", _ARRAY, 4, r.Endpoint.size(), n.ENDPOINTS),
         MapSpec("endpoint_stats", _ARRAY, 4, r.EndpointStat.size(), n.ENDPOINTS),
+        MapSpec("stocks", _HASH, r.StockKey.size(), r.Stock.size(), n.STOCKS),
         MapSpec("names", _HASH, r.NameKey.size(), r.NameText.size(), n.VHOSTS),
         MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, n.Counter.LAST),
         MapSpec("route_stats", MapType.PERCPU_ARRAY, 4, r.RouteStat.size(), n.ROUTE_IDS),
