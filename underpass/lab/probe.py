@@ -1,7 +1,9 @@
 """A client on one keep-alive connection, driven by JSON lines: what the demo runs inside a workload.
 
     {"run": 1000, "target": "/x", "headers": {"a": "b"}}    that many requests
-    {"flow": 3.0, "target": "/x", "headers": {}}            requests for that many seconds, with a timeline
+    {"flow": 60, "target": "/x", "headers": {}}             requests until the next line comes, at most so many seconds;
+                                                            with a timeline
+    {"stop": true}                                          the line that ends a flow; it has no answer of its own
     {"quit": true}
 
 Each line is answered by one JSON line: `requests`, `errors` (with the reasons in `why`), `connections` (how many were
@@ -13,15 +15,17 @@ A socket and no library in between, so that what is measured is the road and not
 from __future__ import annotations
 
 import json
+import select
 import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 TIMEOUT = 10.0
 MAX_REASONS = 5
+LOOK_EVERY = 16
 
 
 class AnswerError(Exception):
@@ -149,14 +153,14 @@ def ask(client: Client, tally: Tally, head: bytes) -> None:
         time.sleep(0.001)
 
 
-def carry_out(client: Client, order: Mapping[str, Any]) -> dict[str, Any]:
-    """One order of a JSON line."""
+def carry_out(client: Client, order: Mapping[str, Any], interrupted: Callable[[], bool]) -> dict[str, Any]:
+    """One order of a JSON line. A flow ends when `interrupted()`."""
     head = client.head(str(order.get("target", "/")), order.get("headers") or {})
     tally = Tally()
     began = time.monotonic()
     if "flow" in order:
         end = began + float(order["flow"])
-        while time.monotonic() < end:
+        while time.monotonic() < end and not (tally.requests % LOOK_EVERY == 0 and interrupted()):
             ask(client, tally, head)
     else:
         for _ in range(int(order["run"])):
@@ -164,20 +168,24 @@ def carry_out(client: Client, order: Mapping[str, Any]) -> dict[str, Any]:
     return tally.report(client, time.monotonic() - began, "flow" in order)
 
 
-def converse(client: Client, orders: Iterable[str], out: TextIO) -> None:
+def converse(client: Client, orders: TextIO, out: TextIO, interrupted: Callable[[], bool]) -> None:
     """Carry out orders line by line until `quit` or the end."""
-    for line in orders:
+    while line := orders.readline():
         order = json.loads(line)
         if order.get("quit"):
             break
-        print(json.dumps(carry_out(client, order)), file=out, flush=True)
+        if not order.get("stop"):
+            print(json.dumps(carry_out(client, order, interrupted)), file=out, flush=True)
     client.close()
 
 
 def main() -> int:
     """`probe HOST PORT [AUTHORITY]`: orders on standard input, answers on standard output."""
     host, port, *rest = sys.argv[1:]
-    converse(Client(host, int(port), *rest), sys.stdin, sys.stdout)
+    # Whoever gives orders waits for the answer to one before he gives another, so nothing hides in a buffer.
+    converse(
+        Client(host, int(port), *rest), sys.stdin, sys.stdout, lambda: bool(select.select([sys.stdin], [], [], 0)[0])
+    )
     return 0
 
 

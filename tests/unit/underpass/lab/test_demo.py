@@ -52,8 +52,8 @@ def test_an_edit_is_followed_soon_and_for_good() -> None:
     verdict = judge_edit(good, 1.0)
     assert not verdict.deviations
     assert "40 ms" in verdict.seen
-    late = flow([V1, 100, 0.0, 1.15], [V2, 500, 1.15, 3.0])
-    assert "150 ms" in judge_edit(late, 1.0).deviations[0]
+    late = flow([V1, 100, 0.0, 1.35], [V2, 500, 1.35, 3.0])
+    assert "350 ms" in judge_edit(late, 1.0).deviations[0]
     relapse = flow([V1, 100, 0.0, 1.01], [V2, 500, 1.01, 2.0], [V1, 1, 2.0, 2.1], [V2, 5, 2.1, 3.0])
     assert judge_edit(relapse, 1.0).deviations
     never = flow([V1, 100, 0.0, 3.0])

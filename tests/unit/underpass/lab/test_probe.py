@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from underpass.lab.probe import Client, carry_out, converse
+from underpass.lab.probe import LOOK_EVERY, Client, carry_out, converse
 
 GOOD = b'{"workload": "catalog-v1"}'
 OTHER = b'{"workload": "catalog-v2"}'
@@ -19,6 +19,10 @@ OTHER = b'{"workload": "catalog-v2"}'
 
 def answer(body: bytes, status: int = 200) -> bytes:
     return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+
+
+def never() -> bool:
+    return False
 
 
 class Scripted:
@@ -65,7 +69,7 @@ def _start() -> Iterator[Any]:
 def test_counts_workloads_on_one_connection(start: Any) -> None:
     server = start(*[answer(GOOD)] * 3, answer(OTHER))
     client = Client("127.0.0.1", server.port, "catalog")
-    report = carry_out(client, {"run": 4, "target": "/t", "headers": {"end-user": "tester"}})
+    report = carry_out(client, {"run": 4, "target": "/t", "headers": {"end-user": "tester"}}, never)
     client.close()
     assert report["workloads"] == {"catalog-v1": 3, "catalog-v2": 1}
     assert (report["requests"], report["errors"], report["connections"]) == (4, 0, 1)
@@ -75,7 +79,7 @@ def test_counts_workloads_on_one_connection(start: Any) -> None:
 def test_errors_are_errors_and_a_new_connection_is_told(start: Any) -> None:
     server = start(answer(GOOD), b"", answer(b"no", 503), answer(b"not json"), answer(GOOD))
     client = Client("127.0.0.1", server.port)
-    report = carry_out(client, {"run": 5})
+    report = carry_out(client, {"run": 5}, never)
     client.close()
     assert (report["requests"], report["errors"], report["connections"]) == (5, 3, 2)
     assert report["workloads"] == {"catalog-v1": 2}
@@ -86,14 +90,14 @@ def test_errors_are_errors_and_a_new_connection_is_told(start: Any) -> None:
 def test_nobody_there_is_an_error_each_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    report = carry_out(Client("127.0.0.1", port), {"run": 2})
+    report = carry_out(Client("127.0.0.1", port), {"run": 2}, never)
     assert (report["errors"], report["connections"]) == (2, 0)
 
 
 def test_a_flow_tells_when_the_answering_workload_changed(start: Any) -> None:
     server = start(*[answer(GOOD)] * 10, *[answer(OTHER)] * 100_000)
     client = Client("127.0.0.1", server.port)
-    report = carry_out(client, {"flow": 0.2})
+    report = carry_out(client, {"flow": 0.2}, never)
     client.close()
     first, second = report["timeline"]
     assert (first[0], first[1], second[0]) == ("catalog-v1", 10, "catalog-v2")
@@ -104,5 +108,15 @@ def test_a_flow_tells_when_the_answering_workload_changed(start: Any) -> None:
 def test_orders_come_by_the_line(start: Any) -> None:
     server = start(*[answer(GOOD)] * 3)
     out = io.StringIO()
-    converse(Client("127.0.0.1", server.port), ['{"run": 1}', '{"run": 2}', '{"quit": true}', '{"run": 9}'], out)
+    orders = ['{"run": 1}', '{"stop": true}', '{"run": 2}', '{"quit": true}', '{"run": 9}']
+    converse(Client("127.0.0.1", server.port), io.StringIO("\n".join(orders)), out, never)
     assert [json.loads(line)["requests"] for line in out.getvalue().splitlines()] == [1, 2]
+
+
+def test_a_flow_ends_when_the_next_order_comes(start: Any) -> None:
+    server = start(*[answer(GOOD)] * 100_000)
+    client = Client("127.0.0.1", server.port)
+    looks = iter([False, False, True])
+    report = carry_out(client, {"flow": 60}, lambda: next(looks))
+    client.close()
+    assert report["requests"] == 2 * LOOK_EVERY
