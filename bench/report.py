@@ -213,7 +213,7 @@ def bounds(table: Sequence[dict[str, Any]]) -> list[tuple[str, float, str, bool]
             check(f"{row['scenario']} at {row['connections']}: decided by the kernel", share, 0.95)
     for connections in (1, 32):
         for scenario, figure, bound in (("l4", "rps", 0.97), ("body-64MiB", "mb_per_s", 0.95)):
-            row = by.get((scenario, "kernel", connections))
-            if row:
-                check(f"{scenario} at {connections}: kernel / none, {figure}", row["ratio_to_none"][figure], bound)
+            measured = by.get((scenario, "kernel", connections))
+            if measured:
+                check(f"{scenario} at {connections}: kernel / none, {figure}", measured["ratio_to_none"][figure], bound)
     return checks

@@ -77,7 +77,7 @@ def one(options: argparse.Namespace, road: Road, scenario: Scenario, connections
     """Warm a path up and take one sample of it; a failure is kept beside the rows and ends nothing else."""
     key = Key(scenario.name, road.name, connections)
     try:
-        if scenario.load == "requests":
+        if scenario.load != "slow":
             ask(scenario, road.target(scenario), connections, WARM)
         before = road.counters() if road.counters else None
         results.add(key, ask(scenario, road.target(scenario), connections, options.seconds))
