@@ -106,9 +106,7 @@ class Upstreams:
             orders = stock.observe(free, misses, pair[1] in used, self._loop.now)
             self._carry_out(pair, stock, orders or stock.tick(free, self._loop.now))
             if not stock.total and not stock.target:
-                del self._stocks[pair]
-                self._members.pop(pair, None)
-                self._reclaim_at.pop(pair, None)
+                self._drop_stock(pair)
 
     def _used_endpoints(self) -> set[int]:
         used: set[int] = set()
@@ -127,7 +125,7 @@ class Upstreams:
             if address is not None:
                 self._addresses[pair[1]] = address
                 stock = self._stocks[pair] = Stock(self._limits)
-                self._members[pair] = {}
+                self._members.setdefault(pair, {})
         return stock
 
     def _address(self, endpoint: int) -> Endpoint | None:
@@ -311,10 +309,11 @@ class Upstreams:
         self._control.forget(upstream.key, upstream.cookie)
         self.killed += 1
         self.by_key.pop(upstream.key, None)
-        members = self._members.get(upstream.pair)
+        stock, members = self._stocks.get(upstream.pair), self._members.get(upstream.pair)
         if members is not None:
             members.pop(upstream.key, None)
-        stock = self._stocks.get(upstream.pair)
+            if not members and stock is None:
+                del self._members[upstream.pair]
         if stock is not None:
             stock.closed()
             self._dirty.add(upstream.pair)
@@ -331,7 +330,15 @@ class Upstreams:
         """A workload went: so do its upstreams."""
         for pair in [pair for pair in self._stocks if pair[0] == workload]:
             self._end_pair(pair)
-            del self._stocks[pair]
+            self._drop_stock(pair)
+
+    def _drop_stock(self, pair: Pair) -> None:
+        """Nothing is kept for this pair any more; what clients still have goes on being known until it ends."""
+        del self._stocks[pair]
+        self._tags.pop(pair, None)
+        self._reclaim_at.pop(pair, None)
+        if not self._members.get(pair):
+            self._members.pop(pair, None)
 
     def recheck(self) -> None:
         """The configuration changed: upstreams of endpoints that went, or have another address now, go."""
@@ -341,8 +348,9 @@ class Upstreams:
                 continue
             for pair in [pair for pair in self._stocks if pair[1] == endpoint]:
                 self._end_pair(pair)
+                self._tags.pop(pair, None)
                 if address is None:
-                    del self._stocks[pair]
+                    self._drop_stock(pair)
             if address is not None:
                 self._addresses[endpoint] = address
             else:
