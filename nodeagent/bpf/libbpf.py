@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes as c
 import errno
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -226,6 +227,7 @@ def _opts(structure: c.Structure) -> c.Structure:
     return structure
 
 
+@functools.cache
 def possible_cpus() -> int:
     """How many slots a per-CPU value has."""
     return int(library().libbpf_num_possible_cpus())
@@ -243,6 +245,12 @@ def setns(fd: int) -> None:
 # ---- maps ----
 
 
+@functools.cache
+def _room(size: int) -> type[c.Array[c.c_char]]:
+    """A buffer's type. Kept, because ctypes forgets an array type with its last instance, and making one is slow."""
+    return c.c_char * size
+
+
 def map_create(
     kind: int, name: str, key_size: int, value_size: int, entries: int, flags: int = 0, inner_fd: int = 0
 ) -> int:
@@ -254,13 +262,13 @@ def map_create(
 
 def map_lookup(fd: int, key: bytes, room: int, flags: int = 0) -> bytes | int:
     """The value's bytes, or a negative errno."""
-    buffer = c.create_string_buffer(room)
+    buffer = _room(room)()
     return library().bpf_map_lookup_elem_flags(fd, key, buffer, flags) or buffer.raw
 
 
 def map_pop(fd: int, key: bytes | None, room: int) -> bytes | int:
     """Looks up and deletes; queues and stacks have no key."""
-    buffer = c.create_string_buffer(room)
+    buffer = _room(room)()
     return library().bpf_map_lookup_and_delete_elem(fd, key, buffer) or buffer.raw
 
 
@@ -276,7 +284,7 @@ def map_delete(fd: int, key: bytes) -> int:
 
 def map_next_key(fd: int, key: bytes | None, size: int) -> bytes | int:
     """The next key's bytes, or a negative errno."""
-    buffer = c.create_string_buffer(size)
+    buffer = _room(size)()
     return library().bpf_map_get_next_key(fd, key, buffer) or buffer.raw
 
 
@@ -301,9 +309,6 @@ def map_update_batch(fd: int, keys: bytes, values: bytes, count: int, flags: int
     opts = _opts(_BatchOpts(elem_flags=flags))
     result = int(library().bpf_map_update_batch(fd, keys, values, c.byref(number), c.byref(opts)))
     return result, number.value
-
-
-# ---- descriptors, pins, links ----
 
 
 def obj_pin(fd: int, path: Path) -> int:
@@ -376,9 +381,6 @@ def fd_by_id(kind: str, number: int) -> int:
 def enable_statistics() -> int:
     """Descriptor that keeps run-time statistics on (BPF_STATS_RUN_TIME), or a negative errno."""
     return int(library().bpf_enable_stats(0))
-
-
-# ---- programs ----
 
 
 def program_load(kind: int, name: str, instructions: bytes) -> int:
@@ -492,8 +494,6 @@ class RingHandle:
             library().ring_buffer__free(self._ring)
             self._ring = None
 
-
-# ---- object files ----
 
 _KIND_VAR, _KIND_DATASEC = 14, 15  # include/uapi/linux/btf.h
 

@@ -64,15 +64,18 @@ class Switch:
 
     def __init__(self) -> None:
         self._own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        self._target = self._own
 
-    @contextmanager
-    def inside(self, fd: int) -> Iterator[None]:
-        """As the function of that name, for a descriptor."""
-        libbpf.setns(fd)
-        try:
-            yield
-        finally:
-            libbpf.setns(self._own)
+    def inside(self, fd: int) -> Switch:
+        """As the function of that name, for a descriptor. Not nested."""
+        self._target = fd
+        return self
+
+    def __enter__(self) -> None:
+        libbpf.setns(self._target)
+
+    def __exit__(self, *error: object) -> None:
+        libbpf.setns(self._own)
 
     def close(self) -> None:
         """Gives the way back up."""
