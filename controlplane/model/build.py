@@ -6,10 +6,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from controlplane.model.gateway_api import Combined, combine
+from controlplane.model.gateway_objects import KubeGateway, KubeReferenceGrant, KubeRoute
 from controlplane.model.hosts import is_wildcard, matches
+from controlplane.model.labels import freeze
 from controlplane.model.mesh import Mesh, Service, fqdn, visible
-from controlplane.model.objects import Config, Key, Object
-from controlplane.model.registry import collect
+from controlplane.model.objects import Config, Key, KubeNamespace, Object
+from controlplane.model.registry import Registry, collect
 from controlplane.model.verdict import Note
 
 
@@ -41,7 +44,8 @@ def build(
             by_kind[item.meta.key.kind].append(item)
     for configs in by_kind.values():
         configs.sort(key=lambda config: config.meta.age)
-    virtual = [config for config in by_kind["VirtualService"] if config.spec.hosts]
+    combined = _gateway_api(objects, registry, domain)
+    virtual = [*combined.rules, *(config for config in by_kind["VirtualService"] if config.spec.hosts)]
     delegates = {config.meta.key: config for config in by_kind["VirtualService"] if not config.spec.hosts}
     mesh = Mesh(
         services=tuple(registry.services),
@@ -51,7 +55,7 @@ def build(
         virtual_services=tuple(virtual),
         delegates=delegates,
         destination_rules=tuple(by_kind["DestinationRule"]),
-        gateways=tuple(by_kind["Gateway"]),
+        gateways=(*by_kind["Gateway"], *combined.gateways),
         sidecars=tuple(by_kind["Sidecar"]),
         peer_authentications=tuple(by_kind["PeerAuthentication"]),
         authorization_policies=tuple(by_kind["AuthorizationPolicy"]),
@@ -61,9 +65,26 @@ def build(
     )
     review = _Review(mesh)
     notes = defaultdict(list, registry.notes)
+    for key, remarks in combined.notes.items():
+        notes[key].extend(remarks)
     for key, found in review.notes.items():
         notes[key].extend(found)
     return Built(mesh, {key: tuple(sorted(set(found))) for key, found in notes.items() if found}, review.shadowed)
+
+
+def _gateway_api(objects: Mapping[Key, Object], registry: Registry, domain: str) -> Combined:
+    ports = {
+        (service.namespace, service.object): frozenset(port.number for port in service.ports)
+        for service in registry.services
+        if service.kind == "Service"
+    }
+    namespaces = {
+        item.meta.key.name: freeze({"kubernetes.io/metadata.name": item.meta.key.name, **dict(item.meta.labels)})
+        for item in objects.values()
+        if isinstance(item, KubeNamespace)
+    }
+    mine = [item for item in objects.values() if isinstance(item, KubeRoute | KubeGateway | KubeReferenceGrant)]
+    return combine(mine, ports, namespaces, domain)
 
 
 class _Review:
@@ -97,7 +118,8 @@ class _Review:
         """The oldest VirtualService owns a host in the mesh; gateways merge instead."""
         owners: dict[str, list[Config]] = defaultdict(list)
         for config in self._mesh.virtual_services:
-            self._destinations(config)
+            if not config.gateway_api:  # those have remarks of their own
+                self._destinations(config)
             if config.spec.gateways and "mesh" not in config.spec.gateways:
                 continue
             lost: list[tuple[str, Config]] = []
@@ -111,6 +133,8 @@ class _Review:
                 continue
             name, rival = lost[0]
             text = f"{name}: {rival.meta.key} ({rival.meta.source}) is older and rules this host"
+            if config.gateway_api:
+                continue
             if len(lost) == len(config.spec.hosts) and not config.spec.gateways:
                 self.shadowed[config.meta.key] = ("duplicate-host", text)
             else:

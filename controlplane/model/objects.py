@@ -6,58 +6,45 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane.model.gateway_objects import GatewayObject
+from controlplane.model.identity import Key, Meta, Origin, SourceRef
 from controlplane.model.labels import Labels
 
-
-@dataclass(frozen=True, slots=True, order=True)
-class SourceRef:
-    """Where an object was written: file as its author knows it, and the 1-based line."""
-
-    file: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
-    """Identity of an object.  Cluster-scoped kinds have an empty namespace."""
-
-    kind: str
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Meta:
-    """What every object has.  ``created`` is seconds since the epoch; it decides which of two rivals is older."""
-
-    key: Key
-    source: SourceRef
-    created: float = 0.0
-    labels: Labels = ()
-    annotations: Labels = ()
-
-    @property
-    def age(self) -> tuple[float, str, str]:
-        """Sort key: older first, ties by name and namespace, as istiod sorts configuration."""
-        return (self.created, self.key.name, self.key.namespace)
+__all__ = [
+    "Config",
+    "ContainerPort",
+    "Key",
+    "KubeDeployment",
+    "KubeEndpointSlice",
+    "KubeNamespace",
+    "KubeNode",
+    "KubePod",
+    "KubePort",
+    "KubeService",
+    "KubeServiceAccount",
+    "Meta",
+    "Object",
+    "Origin",
+    "SliceEndpoint",
+    "SlicePort",
+    "SourceRef",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Config:
     """An Istio object: its message (of :mod:`underpass.api.istio`, never to be modified) and the lines of its parts.
 
-    ``lines`` maps a field path of the spec (``http[0]``, ``subsets[1]``) to its line in the file.
+    ``lines`` maps a field path of the spec (``http[0]``, ``subsets[1]``) to its line in the file.  ``gateway_api``
+    marks one that was made of Gateway API objects and has their semantics; ``origins`` then says where each of its http
+    rules was written.
     """
 
     meta: Meta
     spec: Any
     lines: Mapping[str, int] = field(default_factory=dict)
+    gateway_api: bool = False
+    origins: tuple[Origin, ...] = ()
 
     def line(self, path: str) -> int:
         """Return the line of ``path``, or of the nearest part around it, or of the object."""
@@ -70,7 +57,13 @@ class Config:
         return self.meta.source.line
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Config) and self.meta == other.meta and bool(self.spec == other.spec)
+        return (
+            isinstance(other, Config)
+            and self.meta == other.meta
+            and self.gateway_api == other.gateway_api
+            and self.origins == other.origins
+            and bool(self.spec == other.spec)
+        )
 
     def __hash__(self) -> int:
         return hash(self.meta)
@@ -193,5 +186,13 @@ class KubeDeployment:
 
 
 Object = (
-    Config | KubeService | KubePod | KubeEndpointSlice | KubeNode | KubeNamespace | KubeServiceAccount | KubeDeployment
+    Config
+    | KubeService
+    | KubePod
+    | KubeEndpointSlice
+    | KubeNode
+    | KubeNamespace
+    | KubeServiceAccount
+    | KubeDeployment
+    | GatewayObject
 )

@@ -10,7 +10,7 @@ from typing import Final
 
 from controlplane.model.objects import Config, Key, Object, SourceRef
 from controlplane.model.verdict import Note
-from controlplane.sources import kubernetes_objects, support
+from controlplane.sources import gateway_api, kubernetes_objects, support
 from controlplane.sources.documents import RawDocument
 from controlplane.sources.kubernetes_objects import Reader
 from controlplane.sources.rejection import RejectedError
@@ -99,12 +99,19 @@ def convert(document: RawDocument, modified: float = 0.0) -> Outcome | None:
             about = kubernetes_objects.meta(reader, kind, source, modified)
             key = about.key
             return Accepted(known[1](reader, about))
-        if group in IGNORED_GROUPS:
+        made = gateway_api.KINDS.get(kind) if group == gateway_api.GROUP else None
+        if made is not None:
+            # Istio has a kind Gateway too, so the key of this one tells its group.
+            about = kubernetes_objects.meta(reader, f"{kind}.{group}" if kind == "Gateway" else kind, source, modified)
+            key = about.key
+            return Accepted(made(reader, about, document.lines))
+        if group in IGNORED_GROUPS or (group, kind) == (gateway_api.GROUP, "GatewayClass"):
             return None
         about = kubernetes_objects.meta(reader, kind, source, modified)
         return Rejected(about.key, source, "unsupported-kind", f"{version} {kind}: {_UNSERVED}")
     except RejectedError as error:
-        path = error.path if error.path.startswith("metadata") or not error.path else f"spec.{error.path}"
+        whole = not error.path or error.path.startswith(("metadata", "spec"))
+        path = error.path if whole else f"spec.{error.path}"
         return Rejected(key, SourceRef(document.file, _line(document, path)), error.code, error.message)
     except istio.IstioSchemaError as error:
         message = str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from underpass.api import envoy
@@ -44,9 +45,12 @@ def compliant(address: str) -> str:
 def config_path(kind: str, namespace: str, name: str) -> str:
     """What Istio calls an object in ``filter_metadata.istio.config``."""
     group = "security.istio.io" if kind in _SECURITY else "networking.istio.io"
+    if kind in _GATEWAY_API:
+        group = "gateway.networking.k8s.io"
     version = "v1"
-    words = "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in kind).lstrip("-")
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind).lower()
     return f"/apis/{group}/{version}/namespaces/{namespace}/{words}/{name}"
 
 
+_GATEWAY_API: Final = frozenset({"HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"})
 _SECURITY: Final = frozenset({"AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"})

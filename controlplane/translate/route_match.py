@@ -57,8 +57,11 @@ def _claim_matcher(path: list[str], match: Any, *, invert: bool) -> Any:
     )
 
 
-def route_match(block: Any) -> Any:
-    """Translate one match block; None stands for "every request"."""
+def route_match(block: Any, *, gateway_api: bool = False) -> Any:
+    """Translate one match block; None stands for "every request".
+
+    ``gateway_api``: a prefix is one of whole path segments, as the Gateway API says, not of characters.
+    """
     if block is None:
         return envoy.RouteMatch(prefix="/")
     headers: list[Any] = []
@@ -95,6 +98,8 @@ def route_match(block: Any) -> Any:
         out.path = block.uri.exact
     elif kind == "regex":
         out.safe_regex.regex = block.uri.regex
+    elif kind == "prefix" and gateway_api and block.uri.prefix.rstrip("/"):
+        out.path_separated_prefix = block.uri.prefix.rstrip("/")
     else:
         out.prefix = block.uri.prefix if kind == "prefix" else "/"
     return out

@@ -6,12 +6,13 @@ rule, file and line to whoever counts or explains requests.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
 from controlplane.model.labels import freeze, selects
 from controlplane.model.mesh import Mesh, Service, fqdn, visible
-from controlplane.model.objects import Config, Key
+from controlplane.model.objects import Config, Key, Origin
 from controlplane.translate import names
 from controlplane.translate.delegate import merge_delegates
 from controlplane.translate.policy import hash_of
@@ -46,11 +47,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class SourcedRule:
-    """One ``http[]`` rule with the object and index that it was written in (a delegate's are its own)."""
+    """One ``http[]`` rule with the object that it counts for and where it was written (a delegate's own place)."""
 
     rule: Any
     config: Config
-    index: int
+    origin: Origin
 
 
 def metadata(kind: str, namespace: str, name: str, rule: int, file: str, line: int, *, istio: bool) -> Any:
@@ -69,14 +70,17 @@ def rules_of(config: Config, mesh: Mesh) -> list[SourcedRule]:
     out: list[SourcedRule] = []
     for index, rule in enumerate(config.spec.http):
         if not rule.HasField("delegate"):
-            out.append(SourcedRule(rule, config, index))
+            origin = (
+                config.origins[index] if config.origins else Origin(config.meta, index, config.line(f"http[{index}]"))
+            )
+            out.append(SourcedRule(rule, config, origin))
             continue
         space = rule.delegate.namespace or config.meta.key.namespace
         other = mesh.delegates.get(Key("VirtualService", space, rule.delegate.name))
         if other is None or not _delegable(other, config.meta.key.namespace):
             continue
         out.extend(
-            SourcedRule(merged, other, number)
+            SourcedRule(merged, other, Origin(other.meta, number, other.line(f"http[{number}]")))
             for number, inner in enumerate(other.spec.http)
             if (merged := merge_delegates(rule, inner)) is not None
         )
@@ -128,21 +132,22 @@ def destination_cluster(destination: Any, namespace: str, scope: Scope, mesh: Me
 
 
 def _route(sourced: SourcedRule, block: Any, scope: Scope, mesh: Mesh, place: Place) -> Any:
-    rule, config = sourced.rule, sourced.config
+    rule, config, origin = sourced.rule, sourced.config, sourced.origin
     key = config.meta.key
     name = rule.name
     if block is not None and block.name:
         name = f"{name}.{block.name}"
+    written = origin.meta.key
     out = envoy.Route(
         name=name,
-        match=route_match(block),
+        match=route_match(block, gateway_api=config.gateway_api),
         metadata=metadata(
-            key.kind,
-            key.namespace,
-            key.name,
-            sourced.index,
-            config.meta.source.file,
-            config.line(f"http[{sourced.index}]"),
+            written.kind,
+            written.namespace,
+            written.name,
+            origin.index,
+            origin.meta.source.file,
+            origin.line,
             istio=True,
         ),
         stat_prefix=block.stat_prefix if block is not None else "",
@@ -155,12 +160,24 @@ def _route(sourced: SourcedRule, block: Any, scope: Scope, mesh: Mesh, place: Pl
         out.direct_response.CopyFrom(direct_response(rule.direct_response))
     else:
         _forward(out, rule, key.namespace, operations.authority, scope, mesh, place)
+        if config.gateway_api:
+            _as_gateway_api(out)
     out.decorator.operation = _operation(out, key.name, place.port)
     if rule.HasField("fault"):
         out.typed_per_filter_config[FAULT].CopyFrom(envoy.pack_any(fault(rule.fault)))
     if rule.HasField("cors_policy"):
         out.typed_per_filter_config[CORS].CopyFrom(envoy.pack_any(cors(rule.cors_policy)))
     return out
+
+
+def _as_gateway_api(out: Any) -> None:
+    """A backend that is not there is 500, and a prefix that is replaced by nothing leaves one slash, not two."""
+    out.route.cluster_not_found_response_code = "INTERNAL_SERVER_ERROR"
+    prefix = out.match.path_separated_prefix
+    if prefix and out.route.prefix_rewrite == "/":
+        out.route.prefix_rewrite = ""
+        out.route.regex_rewrite.pattern.regex = f"^{re.escape(prefix)}(/?)(.*)"
+        out.route.regex_rewrite.substitution = r"/\2"
 
 
 def _forward(out: Any, rule: Any, namespace: str, authority: str, scope: Scope, mesh: Mesh, place: Place) -> None:

@@ -28,6 +28,8 @@ def client(text: str) -> Node:
     options = dict(item.split("=", 1) for item in settings)
     if kind == "router":
         return router()
+    if kind.startswith("router-of="):
+        return router({"gateway.networking.k8s.io/gateway-name": kind.partition("=")[2]})
     namespace = options.get("namespace", "default")
     metadata: dict[str, Any] = {"NAMESPACE": namespace}
     metadata["LABELS"] = dict(pair.split(":") for pair in options.get("labels", "").split(",") if pair)
@@ -98,7 +100,7 @@ def test_pair(name: str) -> None:
         ],
     }
     path = DIRECTORY / f"{name}.out.yaml"
-    if os.environ.get("UNDERPASS_UPDATE_GOLDEN"):
+    if os.environ.get("UNDERPASS_UPDATE_GOLDEN") == "1":
         path.write_text(yaml.safe_dump(made, sort_keys=True, width=120), encoding="utf-8")
     assert made == yaml.safe_load(path.read_text(encoding="utf-8"))
 
