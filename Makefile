@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+C_FILES := find kernel -path kernel/build -prune -o \( -name '*.[ch]' ! -name vmlinux.h \) -print0
 
 DEBS_BUILD := clang-19 llvm-19 bpftool libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make iproute2 util-linux procps \
 	python3 python3-venv curl ethtool iptables
@@ -39,17 +40,19 @@ test: setup debs-test ## all tests that this machine can run, tier by tier; says
 bench: setup debs-bench ## measure none, kernel, envoy and haproxy; table and bench/results/latest.json
 	@$(BIN)/python -m bench.run $(ARGS)
 
-lint: setup debs-test ## ruff, mypy --strict, import walls, clang-format
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --check --quiet . || { echo "next: make format"; exit 1; }
-	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
-	@find kernel -path kernel/build -prune -o \( -name '*.[ch]' ! -name vmlinux.h \) -print0 | xargs -0 -r clang-format-19 --dry-run -Werror
+lint: setup debs-test ## ruff, mypy --strict, import walls, clang-format (C warnings are errors of the build)
+	@bad=0; \
+	$(BIN)/ruff check --quiet . || bad=1; \
+	$(BIN)/ruff format --check --quiet . || { echo "not formatted: the files above; next: make format"; bad=1; }; \
+	$(BIN)/mypy --no-error-summary || bad=1; \
+	out=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$out"; bad=1; }; \
+	$(C_FILES) | xargs -0 -r clang-format-19 --dry-run -Werror || { echo "not formatted: the C files above; next: make format"; bad=1; }; \
+	exit $$bad
 
 format: setup debs-test ## rewrite files the way lint wants them
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
-	@find kernel -path kernel/build -prune -o \( -name '*.[ch]' ! -name vmlinux.h \) -print0 | xargs -0 -r clang-format-19 -i
+	@$(C_FILES) | xargs -0 -r clang-format-19 -i
 
 soak: setup debs-test ## the long-running tests: random traffic over a lossy link, restarts, edits under load
 	@$(BIN)/python -m pytest tests -m slow --timeout 3600 $(ARGS)
