@@ -7,6 +7,7 @@ from typing import Any, Final
 from controlplane.model.mesh import HTTP2_PROTOCOLS, Endpoint, Mesh, Port, Service
 from controlplane.translate import names
 from controlplane.translate.endpoints import load_assignment
+from controlplane.translate.peer import service_mode
 from controlplane.translate.policy import Policy, resolve
 from controlplane.translate.route_action import duration
 from controlplane.translate.scope import Rule, Scope
@@ -377,7 +378,8 @@ def _transport(
     settings = policy.tls
     if settings is None:
         passes = envoy.Cluster.DiscoveryType.Name(out.type) == "ORIGINAL_DST" and service.external
-        if scope.key.mesh_certificates and not service.external and not passes:
+        plain = service_mode(mesh, service.namespace) == "DISABLE"
+        if scope.key.mesh_certificates and not service.external and not passes and not plain:
             out.transport_socket_matches.extend(auto_mutual(sni, sans, http2=http2))
         return
     if settings.mode == DISABLE:

@@ -10,6 +10,7 @@ from controlplane.model.node import Node
 from controlplane.translate import clusters, gateway, grpc_client, inbound, names, outbound, virtual_hosts
 from controlplane.translate.endpoints import depends_on_place, load_assignment
 from controlplane.translate.memo import Memo
+from controlplane.translate.peer import service_mode
 from controlplane.translate.policy import resolve
 from controlplane.translate.resources import Message, Resources
 from controlplane.translate.scope import Scope, ScopeKey, build_scope, relevant_labels, scope_key
@@ -209,6 +210,7 @@ def _service(
         (
             "clusters",
             mesh.trust_domain,
+            service_mode(mesh, service.namespace) if scope.key.mesh_certificates else "",
             accounts,
             pool if inline else (),
             *_depends(scope, service, port, inline),

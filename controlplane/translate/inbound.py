@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from controlplane.model.labels import freeze, selects
 from controlplane.model.mesh import HTTP_PROTOCOLS, Mesh, Port, Service
 from controlplane.model.node import Node
-from controlplane.model.objects import Config
 from controlplane.translate import filters, names
 from controlplane.translate.authorization import Enforcement, enforcement
 from controlplane.translate.clusters import inbound_cluster, passthrough
+from controlplane.translate.peer import Mode, special_ports, workload_mode
 from controlplane.translate.routes import metadata
 from controlplane.translate.scope import Scope
 from controlplane.translate.tls import server_mutual
@@ -21,9 +20,6 @@ from underpass.api import envoy
 CAPTURE_PORT: Final = 15006
 #: Connections of the pass-through clusters come from here, so that they are not captured again.
 LOOP_SOURCE: Final = {4: "127.0.0.6", 6: "::6"}
-
-Mode = Literal["DISABLE", "PERMISSIVE", "STRICT"]
-_MODES: Final[dict[int, Mode]] = {1: "DISABLE", 2: "PERMISSIVE", 3: "STRICT"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +57,6 @@ def _named(services: tuple[Service, ...], hostname: str) -> tuple[Service, ...]:
 
 def _hostname(service: Service) -> str:
     return service.hostname
-
-
-def mutual_tls(mesh: Mesh, node: Node, port: int) -> Mode:
-    """Which of plain text and mutual TLS a port takes: workload before namespace before mesh; PERMISSIVE by default."""
-    mode: Mode = "PERMISSIVE"
-    levels: dict[int, Config] = {}
-    for config in mesh.peer_authentications:
-        space = config.meta.key.namespace
-        selector = freeze(config.spec.selector.match_labels)
-        if selector:
-            if space == node.namespace and selects(selector, node.labels):
-                levels.setdefault(2, config)
-        elif space == node.namespace:
-            levels.setdefault(1, config)
-        elif space == mesh.root_namespace:
-            levels.setdefault(0, config)
-    for _, config in sorted(levels.items()):
-        mode = _MODES.get(config.spec.mtls.mode, mode)
-    own = levels.get(2)
-    if own is not None and port in own.spec.port_level_mtls:
-        mode = _MODES.get(own.spec.port_level_mtls[port].mode, mode)
-    return mode
 
 
 def clusters(mesh: Mesh, node: Node, scope: Scope) -> dict[str, Any]:
@@ -209,7 +183,14 @@ def listener(mesh: Mesh, node: Node) -> Any:
     rules = enforcement(mesh, node.namespace, node.labels)
 
     def mode_of(port: int) -> Mode:
-        return mutual_tls(mesh, node, port) if node.mesh_certificates else "DISABLE"
+        return workload_mode(mesh, node.namespace, node.labels, port)
+
+    def refused(port: int) -> list[Any]:
+        """Mutual TLS is required of a proxy that has no certificates: nothing gets in."""
+        tcp = [filters.tcp(names.BLACK_HOLE)]
+        return [
+            filters.chain(tcp, name="virtualInbound-blackhole", match=_match(port, tls=tls)) for tls in (False, True)
+        ]
 
     blocked = envoy.FilterChainMatch(destination_port={"value": CAPTURE_PORT})
     out = envoy.Listener(
@@ -227,7 +208,20 @@ def listener(mesh: Mesh, node: Node) -> Any:
         )
     other = names.INBOUND_PASSTHROUGH
     rest = _Kind("virtualInbound", 0, _http(other, 0, other, ":0/*", None, rules), _tcp(other, rules))
-    out.filter_chains.extend(_sniffed(rest, "virtualInbound-catchall-http", mode_of(0), mesh.trust_domain))
+
+    def sniffed(kind: _Kind, http_name: str) -> list[Any]:
+        mode = mode_of(kind.port)
+        if not node.mesh_certificates:
+            if mode == "STRICT":
+                return refused(kind.port)
+            mode = "DISABLE"
+        return _sniffed(kind, http_name, mode, mesh.trust_domain)
+
+    out.filter_chains.extend(sniffed(rest, "virtualInbound-catchall-http"))
+    served_ports = {item.target for item in ports}
+    for port in special_ports(mesh, node.namespace, node.labels):
+        if port not in served_ports:  # no service leads there, but the policy speaks of it
+            out.filter_chains.extend(sniffed(replace(rest, port=port), f"{wildcard}_{port}"))
     known: list[int] = []
     for item in ports:
         cluster = names.cluster("", item.target, direction="inbound")
@@ -240,12 +234,17 @@ def listener(mesh: Mesh, node: Node) -> Any:
             _http(cluster, item.target, stat, operation, service, rules),
             _tcp(cluster, rules),
         )
-        mode = mode_of(item.target)
         if item.port.protocol == "AUTO":
-            out.filter_chains.extend(_sniffed(kind, kind.name, mode, mesh.trust_domain))
+            out.filter_chains.extend(sniffed(kind, kind.name))
             continue
+        mode = mode_of(item.target)
         http = item.port.protocol in HTTP_PROTOCOLS
         known.append(item.target)
+        if not node.mesh_certificates:
+            if mode == "STRICT":
+                out.filter_chains.extend(refused(item.target))
+                continue
+            mode = "DISABLE"
         out.filter_chains.extend(_declared(kind, mode, mesh.trust_domain, http=http))
     out.listener_filters.extend(
         [
