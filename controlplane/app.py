@@ -23,6 +23,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from controlplane.admin.debug import Debug
+from controlplane.admin.history import Revision
 from controlplane.admin.http import HttpServer
 from controlplane.admin.metrics import ConfigMetrics
 from controlplane.admin.services import Services
@@ -79,6 +80,8 @@ class ControlPlane:
         self._cost = 0.0
         self._stamps: dict[str, Stamp] = {}
         self._stopping = asyncio.Event()
+        #: One change at a time: an edit and a rollback may come together.
+        self._changing = asyncio.Lock()
         self.views = Views(build({}, **self._mesh_settings).mesh)
         self.debug = Debug(self.views, name=settings.name, version=version(), registry=self.registry)
         self.server = XdsServer(
@@ -93,6 +96,7 @@ class ControlPlane:
             on_ack=self.debug.on_ack,
         )
         self.debug.connections = self.server.connections
+        self.debug.rollback = self._rollback
         self._services = Services(self.debug.clients, lambda: self.debug.ready)
         self._grpc = grpc.aio.server(options=CHANNEL_OPTIONS)
         self._http = HttpServer(self.debug.handle)
@@ -169,6 +173,10 @@ class ControlPlane:
 
     async def _take(self, snapshot: Snapshot) -> None:
         """Take a state of the directory into force; what is wrong with it is a verdict, not a failure."""
+        async with self._changing:
+            await self._take_in(snapshot)
+
+    async def _take_in(self, snapshot: Snapshot) -> None:
         born = time.monotonic()
         if self._cost < _INLINE and self._prepared is not None:
             taken, prepared = self._digest(snapshot)
@@ -178,10 +186,15 @@ class ControlPlane:
         self._stamps = _stamps(snapshot)
         self._state = taken.state
         self._report(taken.verdicts)
+        self.debug.rolled_back_to = ""
+        self.debug.history.record(taken.state.objects(), time.time(), "edit")
+        await self._publish(prepared, born)
+
+    async def _publish(self, prepared: Prepared, born: float) -> None:
         self._prepared = prepared
         changed = await self.views.publish(prepared, born)
         took = time.monotonic() - born
-        self.metrics.pushed(took, taken.mesh, self.debug.verdicts)
+        self.metrics.pushed(took, prepared.mesh, self.debug.verdicts)
         _log.info(
             "configuration in force",
             generation=self.views.generation,
@@ -189,6 +202,16 @@ class ControlPlane:
             changed_views=changed,
             clients=len(self.server.connections),
         )
+
+    async def _rollback(self, revision: Revision) -> None:
+        """Put an earlier revision in force until the directory changes: the files stay the source of truth."""
+        async with self._changing:
+            born = time.monotonic()
+            mesh = build(revision.objects, **self._mesh_settings).mesh
+            self.debug.history.record(revision.objects, time.time(), f"rollback to {revision.id}")
+            self.debug.rolled_back_to = revision.id
+            _log.warning("rolled back; the next change of the directory takes over again", revision=revision.id)
+            await self._publish(prepare(mesh, self._prepared), born)
 
     def _digest(self, snapshot: Snapshot) -> tuple[Ingested, Prepared]:
         taken = ingest(self._state, snapshot, **self._mesh_settings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,8 +17,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from controlplane.admin import dump
+from controlplane.admin.history import History, Revision, difference, summary
 from controlplane.admin.http import Reply, Request, as_json, text
-from controlplane.admin.status import Refusal, attribute, report
+from controlplane.admin.status import Refusal, attribute, lineage, report
 from controlplane.model.verdict import Verdict
 from controlplane.snapshot.urls import short
 from controlplane.views import Views
@@ -27,6 +28,7 @@ from controlplane.xds.server import Connection
 from underpass.api import envoy
 
 _DEBUG: Final = "istio.io/debug"
+_API: Final = tuple(f"/api/v1/config/{name}" for name in ("status", "history", "diff", "lineage", "rollback"))
 _CLIENT_CONFIG: Final = envoy.type_url("ClientConfig")
 #: Refusals that are remembered, newest of each client and type.
 _MAX_REFUSALS: Final = 10_000
@@ -43,6 +45,10 @@ class Debug:
         self.ready = False
         self.verdicts: tuple[Verdict, ...] = ()
         self.connections: Mapping[str, Connection] = {}
+        self.history = History()
+        #: Puts an earlier revision in force; set by the application.
+        self.rollback: Callable[[Revision], Awaitable[None]] | None = None
+        self.rolled_back_to = ""
         self._refusals: dict[tuple[str, str], Refusal] = {}
         self._pages: dict[str, tuple[str, Any]] = {
             "syncz": ("Synchronization status of all Envoys connected to this Pilot instance", self._syncz_page),
@@ -92,7 +98,7 @@ class Debug:
 
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
-    def handle(self, request: Request) -> Reply:
+    def handle(self, request: Request) -> Reply | Awaitable[Reply]:
         """One HTTP request of the admin surface."""
         path = "/" + request.path.strip("/")
         if path in ("/ready", "/healthz/ready"):
@@ -105,11 +111,77 @@ class Debug:
             return as_json(json.loads(self.identifier)["Info"])
         if path == "/api/v1/config/status":
             return as_json(report(self.verdicts, self._refusals.values()))
+        if path.startswith("/api/v1/config/"):
+            return self._config(path.removeprefix("/api/v1/config/"), request)
         if path == "/":
-            return as_json({"pages": ["/ready", "/metrics", "/version", "/debug/list", "/api/v1/config/status"]})
+            return as_json({"pages": ["/ready", "/metrics", "/version", "/debug/list", *_API]})
         if path.startswith("/debug"):
             return self._debug_page(path.removeprefix("/debug").strip("/"), request.query)
         return text(f"no page {path}; see / for those there are", 404)
+
+    def _config(self, name: str, request: Request) -> Reply | Awaitable[Reply]:
+        query = request.query
+        try:
+            if name == "history":
+                return as_json(
+                    {"rolledBackTo": self.rolled_back_to, "revisions": [summary(revision) for revision in self.history]}
+                )
+            if name == "diff":
+                old, new = self.history.find(query.get("from", "")), self.history.latest
+                if "to" in query:
+                    new = self.history.find(query["to"])
+                assert new is not None  # there is one, or find() would have raised
+                return as_json({"from": old.id, "to": new.id, "changes": difference(old, new)})
+            if name == "lineage":
+                return as_json(self._lineage(query))
+            if name == "rollback":
+                return self._rollback(request)
+        except LookupError as error:
+            return text(str(error.args[0]), 404)
+        return text(f"no page /api/v1/config/{name}", 404)
+
+    def _rollback(self, request: Request) -> Reply | Awaitable[Reply]:
+        if request.method != "POST":
+            return text("rollback changes what is in force: use POST", 405)
+        if "x-underpass" not in request.headers:
+            # A browser cannot send this header to another origin without asking first, so no web page can do this.
+            return text("send the header X-Underpass: 1", 403)
+        revision = self.history.find(request.query.get("to", ""))
+        return self._roll(revision)
+
+    async def _roll(self, revision: Revision) -> Reply:
+        assert self.rollback is not None
+        await self.rollback(revision)
+        return as_json({"inForce": revision.id, "until": "the next change of the configuration directory"})
+
+    def _lineage(self, query: Mapping[str, str]) -> Any:
+        owner = (query.get("kind", ""), query.get("namespace", ""), query.get("name", ""))
+        if not owner[0] or not owner[2]:
+            raise LookupError("give kind, namespace and name of an object")
+        found = []
+        for connection in self.clients():
+            view = connection.view
+            states = {status.type_url: status for status in connection.session.status()}
+            if view is None:
+                continue
+            for type_url, state in view.snapshot.types.items():
+                status = states.get(type_url)
+                if status is None:
+                    continue  # this client never asked for the type
+                watched = connection.session.watched(type_url)
+                for resource in lineage(owner, state.values()):
+                    if watched is None or resource.name in watched:
+                        refused = resource.name in status.error_names
+                        found.append(
+                            {
+                                "node": connection.node_id,
+                                "type": short(type_url),
+                                "resource": resource.name,
+                                "version": resource.version,
+                                "state": "ERROR" if refused else status.state,
+                            }
+                        )
+        return found
 
     def _debug_page(self, name: str, query: Mapping[str, str]) -> Reply:
         page = self._pages.get(name or "list")

@@ -114,6 +114,11 @@ def attribute(nacked: Nacked, snapshot: Snapshot, node: str, at: float) -> Refus
     return Refusal(node, short(nacked.type_url), names, nacked.message, at, tuple(found))
 
 
+def lineage(owner: Owner, resources: Iterable[Resource]) -> list[Resource]:
+    """Those of *resources* that were made from an object."""
+    return [resource for resource in resources if owner in owners(resource)]
+
+
 def report(verdicts: Sequence[Verdict], refusals: Iterable[Refusal]) -> list[dict[str, Any]]:
     """One entry per object, in the order of the verdicts, as ``/api/v1/config/status`` gives it."""
     by_owner: dict[Owner, list[Refusal]] = {}
