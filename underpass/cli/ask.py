@@ -1,0 +1,78 @@
+"""Asking running programs over HTTP: the control plane at its address, an agent at its unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any, Final
+
+from underpass.cli.errors import FAILED, UNREACHABLE, CliError
+
+TIMEOUT: Final = 5.0
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("agent", timeout=timeout)
+        self._path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def control_plane(address: str, path: str, timeout: float = TIMEOUT) -> Any:
+    """A page of the control plane: JSON, or text for what is none. Raises CliError with the reason."""
+    connection = http.client.HTTPConnection(address, timeout=timeout)
+    try:
+        status, body = _get(connection, path)
+    except (OSError, http.client.HTTPException) as error:
+        raise CliError(
+            f"the control plane at {address} does not answer",
+            _reason(error),
+            "start underpass-controlplane, or say where it is: --control-plane HOST:PORT",
+            UNREACHABLE,
+        ) from error
+    # /ready tells by its status, with the reason in its body.
+    if status != 200 and not (path == "/ready" and status == 503):
+        what = f"http://{address}{path} answered {status}"
+        why = body[:200].decode("utf-8", "replace").strip()
+        raise CliError(what, why, "is it an underpass-controlplane that listens there?", FAILED)
+    return _document(body)
+
+
+def agent(socket_path: Path, path: str = "/status", timeout: float = TIMEOUT) -> Any:
+    """A page of a node's agent; None when it does not answer, which is how an agent that is not running looks."""
+    connection = _UnixConnection(socket_path, timeout)
+    try:
+        status, body = _get(connection, path)
+    except (OSError, http.client.HTTPException):
+        return None
+    return _document(body) if status == 200 else None
+
+
+def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, bytes]:
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def _document(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace").strip()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {TIMEOUT:.0f} s"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else "it closed the connection without an answer"
