@@ -7,11 +7,15 @@ every other byte takes the state's `fallback`. That is exactly the shape of the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
+from typing import Final
 
 from nodeagent.errors import CapacityError
+from nodeagent.intent.regex import ALPHABET, Positions, Unsupported, parse
 
 
 class PatternKind(StrEnum):
@@ -23,6 +27,8 @@ class PatternKind(StrEnum):
     CONTAINS = "contains"
     #: equal, or the pattern followed by "/" and anything
     SEPARATED = "separated"
+    #: an expression that `regex.parse` can read, over the whole input
+    REGEX = "regex"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class Pattern:
 
     def holds(self, text: bytes) -> bool:
         """Whether `text` as a whole satisfies the pattern: the definition that the automaton must agree with."""
+        if self.kind is PatternKind.REGEX:
+            return parse(self.value.decode()).matches(text)
         value = self.value
         if self.fold:
             text, value = text.lower(), value.lower()
@@ -74,7 +82,18 @@ class Automaton:
         return self.states[state].matched
 
 
+def _turned(fallback: int, edges: dict[int, int]) -> tuple[int, dict[int, int]]:
+    """The same edges with the commonest target as the default. Bytes outside the alphabet never come."""
+    counts = Counter(edges.get(byte, fallback) for byte in ALPHABET)
+    best = min(counts, key=lambda target: (-counts[target], target))
+    return best, {byte: edges.get(byte, fallback) for byte in sorted(ALPHABET) if edges.get(byte, fallback) != best}
+
+
 _Key = tuple[frozenset[int], frozenset[tuple[int, int]]]
+#: A regex whose own automaton is larger is one for the waypoint.
+REGEX_STATES: Final = 1024
+#: Moves by a regex's positions that one automaton may cost: about two seconds of compiling.
+WORK: Final = 4_000_000
 _LOOPING = (PatternKind.SUFFIX, PatternKind.CONTAINS)
 _LASTING = (PatternKind.PREFIX, PatternKind.CONTAINS)
 
@@ -88,12 +107,26 @@ def build(patterns: Sequence[Pattern], limit: int, final: frozenset[int] = froze
     return _Builder(patterns, limit, final).run()
 
 
+@lru_cache(maxsize=4096)
+def fits(regex: str) -> bool:
+    """Whether an expression can be read, and alone needs no more than REGEX_STATES states."""
+    try:
+        build((Pattern(PatternKind.REGEX, regex.encode()),), REGEX_STATES)
+    except (Unsupported, CapacityError):
+        return False
+    return True
+
+
 class _Builder:
     def __init__(self, patterns: Sequence[Pattern], limit: int, final: frozenset[int]) -> None:
         self._patterns = [(p.kind, p.value.lower() if p.fold else p.value, p.fold) for p in patterns]
         self._limit = limit
         self._final = final
         self._loops = frozenset((i, 0) for i, (kind, _, _) in enumerate(self._patterns) if kind in _LOOPING)
+        self._regexes: dict[int, Positions] = {
+            i: parse(p.value.decode()) for i, p in enumerate(patterns) if p.kind is PatternKind.REGEX
+        }
+        self._work = 0
         self._numbers: dict[_Key, int] = {}
         self._keys: list[_Key] = []
 
@@ -105,6 +138,8 @@ class _Builder:
         states: list[State] = []
         while len(states) < len(self._keys):
             states.append(self._state(*self._keys[len(states)]))
+            if self._work > WORK:
+                raise CapacityError("the regular expressions take too long to tell apart")
         return Automaton(tuple(states), start)
 
     def _number(self, done: frozenset[int], live: frozenset[tuple[int, int]]) -> int:
@@ -124,12 +159,34 @@ class _Builder:
             self._keys.append(key)
         return number
 
+    def _read_regex(
+        self,
+        i: int,
+        position: int,
+        moves: dict[int, set[tuple[int, int]]],
+        arrived: dict[int, set[int]],
+        matched: set[int],
+    ) -> None:
+        regex = self._regexes[i]
+        if position in regex.accepting:
+            matched.add(i)
+        for q in regex.follow[position]:
+            self._work += len(regex.classes[q])
+            for b in regex.classes[q]:
+                if q in regex.universal:
+                    arrived.setdefault(b, set()).add(i)
+                else:
+                    moves.setdefault(b, set()).add((i, q))
+
     def _state(self, done: frozenset[int], live: frozenset[tuple[int, int]]) -> State:
         moves: dict[int, set[tuple[int, int]]] = {}
         arrived: dict[int, set[int]] = {}
         matched = set(done)
         for i, position in live:
             kind, value, fold = self._patterns[i]
+            if kind is PatternKind.REGEX:
+                self._read_regex(i, position, moves, arrived, matched)
+                continue
             if position == len(value):
                 if kind in (PatternKind.EXACT, PatternKind.SEPARATED, PatternKind.SUFFIX):
                     matched.add(i)
@@ -148,6 +205,9 @@ class _Builder:
             target = self._number(done | arrived.get(b, set()), self._loops | moves.get(b, set()))
             if target != fallback:
                 edges[b] = target
+        if len(edges) > len(ALPHABET) // 2:
+            # Most bytes go elsewhere (`[^/]`): the commonest target is the better default.
+            fallback, edges = _turned(fallback, edges)
         decided = min((i for i in matched if i in self._final), default=None)
         if decided is not None:
             matched = {i for i in matched if i <= decided}

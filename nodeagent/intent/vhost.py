@@ -16,7 +16,7 @@ from typing import Final
 from nodeagent.abi import numbers as n
 from nodeagent.cache.resources import PathKind, RouteMatch, StringKind, ValueMatch
 from nodeagent.errors import CapacityError
-from nodeagent.intent.automaton import Automaton, Pattern, PatternKind, build
+from nodeagent.intent.automaton import Automaton, Pattern, PatternKind, build, fits
 from nodeagent.intent.packing import ANY_METHOD, HeaderRule, Image, RouteRule, pack
 
 METHODS: Final = tuple(method for method in n.Method if method is not n.Method.NONE)
@@ -34,6 +34,7 @@ _VALUES: Final = {
     StringKind.PREFIX: PatternKind.PREFIX,
     StringKind.SUFFIX: PatternKind.SUFFIX,
     StringKind.CONTAINS: PatternKind.CONTAINS,
+    StringKind.REGEX: PatternKind.REGEX,
 }
 #: Headers that Envoy itself writes, removes or joins before it looks for a route: their bytes on the wire are not what
 #: a rule about them means.
@@ -117,8 +118,22 @@ _Way = tuple[int, int]
 def compile_matches(matches: Sequence[RouteMatch]) -> Matches:
     """The program of a list of matches in order of precedence; route i's action index is i.
 
-    Raises CapacityError when a budget is exceeded.
+    Regular expressions whose automaton does not fit are left to the home peer, as if they could not be read.
+    Raises CapacityError when another budget is exceeded.
     """
+    try:
+        return _compile(matches, regexes=True)
+    except CapacityError:
+        if not any(_has_regex(match) for match in matches):
+            raise
+        return _compile(matches, regexes=False)
+
+
+def _has_regex(match: RouteMatch) -> bool:
+    return match.path.kind is PathKind.REGEX or any(h.kind is StringKind.REGEX for h in match.headers)
+
+
+def _compile(matches: Sequence[RouteMatch], *, regexes: bool) -> Matches:
     predicates = _Predicates()
     undecided: list[tuple[str, ...]] = []
     paths: list[Pattern] = []
@@ -127,8 +142,8 @@ def compile_matches(matches: Sequence[RouteMatch]) -> Matches:
     last: int | None = None
     for index, match in enumerate(matches):
         features = list(match.unsupported)
-        path = _path(match, features)
-        methods, ways = _ways(match, predicates, features)
+        path = _path(match, features, regexes)
+        methods, ways = _ways(match, predicates, features, regexes)
         undecided.append(tuple(dict.fromkeys(features)))
         for need, forbid in ways if methods else ():
             if not rules and path == _EVERY_PATH and methods == ANY_METHOD and not need and not forbid:
@@ -155,9 +170,11 @@ def _padded(undecided: list[tuple[str, ...]], length: int) -> tuple[tuple[str, .
     return (*undecided, *(() for _ in range(length - len(undecided))))
 
 
-def _path(match: RouteMatch, features: list[str]) -> Pattern:
+def _path(match: RouteMatch, features: list[str], regexes: bool) -> Pattern:
     kind = match.path.kind
     if kind is PathKind.REGEX:
+        if regexes and fits(match.path.value):
+            return Pattern(PatternKind.REGEX, match.path.value.encode())
         features.append("path-regex")
         return Pattern(PatternKind.PREFIX, literal_prefix(match.path.value).encode())
     if kind is PathKind.TEMPLATE:
@@ -187,7 +204,9 @@ def literal_prefix(regex: str) -> str:
     return text
 
 
-def _ways(match: RouteMatch, predicates: _Predicates, features: list[str]) -> tuple[int, list[_Way]]:
+def _ways(
+    match: RouteMatch, predicates: _Predicates, features: list[str], regexes: bool
+) -> tuple[int, list[_Way]]:
     methods = ANY_METHOD
     options: list[list[_Way]] = []
     if match.query:
@@ -201,7 +220,7 @@ def _ways(match: RouteMatch, predicates: _Predicates, features: list[str]) -> tu
         elif header.name == ":path":
             features.append("header :path")
         else:
-            options.append(_header(header, predicates, features))
+            options.append(_header(header, predicates, features, regexes))
     if sum(1 for option in options if len(option) > 1) > ALTERNATIVES:
         raise CapacityError(f"more than {ALTERNATIVES} conditions of a route hold for an absent header, too")
     ways = []
@@ -214,7 +233,7 @@ def _ways(match: RouteMatch, predicates: _Predicates, features: list[str]) -> tu
     return methods, ways
 
 
-def _header(header: ValueMatch, predicates: _Predicates, features: list[str]) -> list[_Way]:
+def _header(header: ValueMatch, predicates: _Predicates, features: list[str], regexes: bool) -> list[_Way]:
     """The ways in which a header condition can hold; an unconditional way when it cannot be evaluated."""
     name = "host" if header.name == ":authority" else header.name
     if name.startswith((":", "x-envoy-")) or name in _NOT_AS_SENT:
@@ -226,7 +245,7 @@ def _header(header: ValueMatch, predicates: _Predicates, features: list[str]) ->
             return [(0, 0)]
         bit = predicates.present(name)
         return [(0, bit)] if header.invert else [(bit, 0)]
-    if header.kind in (StringKind.REGEX, StringKind.RANGE):
+    if not _readable(header, regexes):
         features.append("header-regex" if header.kind is StringKind.REGEX else "header-range")
         return [(0, 0)]
     pattern = Pattern(_VALUES[header.kind], header.value.encode(), header.ignore_case)
@@ -241,9 +260,15 @@ def _header(header: ValueMatch, predicates: _Predicates, features: list[str]) ->
     return [(predicates.present(name), bit)]
 
 
+def _readable(header: ValueMatch, regexes: bool) -> bool:
+    if header.kind is StringKind.REGEX:
+        return regexes and fits(header.value)
+    return header.kind is not StringKind.RANGE
+
+
 def _methods(header: ValueMatch, features: list[str]) -> int:
     """The methods that a condition on `:method` allows, as a bit set over the eight that the kernel knows."""
-    if header.kind in (StringKind.REGEX, StringKind.RANGE):
+    if not _readable(header, True):
         features.append("header-regex" if header.kind is StringKind.REGEX else "header-range")
         return ANY_METHOD
     allowed = 0
@@ -255,7 +280,7 @@ def _methods(header: ValueMatch, features: list[str]) -> int:
 
 
 def _static(header: ValueMatch, value: str, features: list[str]) -> bool:
-    if header.kind in (StringKind.REGEX, StringKind.RANGE):
+    if not _readable(header, True):
         features.append("header-regex")
         return True
     return _holds(header, value)

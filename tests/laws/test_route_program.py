@@ -43,9 +43,16 @@ _VALUES = st.text(alphabet="abAB1", max_size=4)
 _HEADERS = st.builds(
     ValueMatch,
     st.sampled_from(("x-user", "x-group", "cookie", ":authority")),
-    st.sampled_from((StringKind.EXACT, StringKind.PREFIX, StringKind.SUFFIX, StringKind.CONTAINS, StringKind.REGEX)),
+    st.sampled_from((StringKind.EXACT, StringKind.PREFIX, StringKind.SUFFIX, StringKind.CONTAINS)),
     _VALUES,
     st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+_HEADER_REGEXES = st.builds(
+    lambda name, value, invert, empty: ValueMatch(name, StringKind.REGEX, value, False, invert, empty),
+    st.sampled_from(("x-user", "cookie")),
+    st.sampled_from((".*", ".+", "(?i)a.*", "[^1]*", "a?b?", "(a|B)+1?")),
     st.booleans(),
     st.booleans(),
 )
@@ -64,7 +71,7 @@ _QUERY = st.just(ValueMatch("q", StringKind.EXACT, "1"))
 _MATCHES = st.builds(
     RouteMatch,
     _path_matches(),
-    st.lists(st.one_of(_HEADERS, _PRESENT, _METHOD_MATCHES), max_size=3).map(tuple),
+    st.lists(st.one_of(_HEADERS, _HEADER_REGEXES, _PRESENT, _METHOD_MATCHES), max_size=3).map(tuple),
     st.one_of(st.just(()), _QUERY.map(lambda q: (q,))),
 )
 _REQUESTS = st.builds(

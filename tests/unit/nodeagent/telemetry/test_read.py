@@ -52,7 +52,7 @@ def node(tmp_path: Path) -> Node:
 
 
 def test_routes(node: Node) -> None:
-    weights, regex = node.route("weights"), node.route("regex")
+    weights, regex = node.route("weights"), node.route("boundary")
     node.count(weights, 5, 1, 1, 0)
     node.count(regex, 0, 2, 2, 2)
     node.maps["punt_stats"].update(PuntKey(weights, Reason.NO_UPSTREAM).pack(), (3).to_bytes(8, "little"))
@@ -63,18 +63,18 @@ def test_routes(node: Node) -> None:
     assert (row.kernel, row.home, row.waypoint, row.where) == (5 * cpus, 1, 0, "kernel")
     assert row.cluster == "a=90, b=10"
     assert row.punts == {"no-upstream": 3 * cpus}
-    assert found["regex"].where == "waypoint"
-    assert (found["regex"].reason, found["regex"].features) == ("route-regex", ("path-regex",))
+    assert found["boundary"].where == "waypoint"
+    assert (found["boundary"].reason, found["boundary"].features) == ("route-regex", ("path-regex",))
     assert found["exact"].cluster == "a"
     assert telemetry.read_unrouted(node.bpffs, node.kernel) == {"split-head": 4 * cpus}
 
 
 def test_where_an_envoy_is_the_home_peer_punts_are_the_waypoints(node: Node) -> None:
     node.maps["config"].update(bytes(4), Config(home_kind=1).pack())
-    regex = node.route("regex")
+    regex = node.route("boundary")
     node.maps["punt_stats"].update(PuntKey(regex, Reason.ROUTE_REGEX).pack(), (2).to_bytes(8, "little"))
     found = {route.route: route for route in telemetry.read_routes(node.bpffs, node.kernel)}
-    assert found["regex"].waypoint == 2 * node.kernel.cpus
+    assert found["boundary"].waypoint == 2 * node.kernel.cpus
 
 
 def test_counters_endpoints_interfaces(node: Node) -> None:
