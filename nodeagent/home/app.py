@@ -176,7 +176,12 @@ class Home:
         self.loop.add(self._ring.fd, IN, lambda _: self._events())
         self._watch()
         for address, port in self._settings.listen:
-            self.clients.listen(address, port, self._settings.mss)
+            try:
+                self.clients.listen(address, port, self._settings.mss)
+            except OSError as cause:
+                raise SettingsError(
+                    f"--listen {address}:{port}", str(cause), "see `ss -ltnp` for who listens there"
+                ) from cause
         self.sweep.begin()
         self.loop.call_every(0.1, self._watch)
         self.loop.call_every(0.05, self._often)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from itertools import islice
 
 from nodeagent.abi.codec import offset_of
-from nodeagent.abi.numbers import ControlResult, Kind
+from nodeagent.abi.numbers import CONNS, ControlResult, Kind
 from nodeagent.abi.records import Endpoint, Socket, StockKey
 from nodeagent.bpf.abc import Map
 from nodeagent.bpf.errors import BpfError
@@ -30,7 +30,9 @@ log = logging.getLogger("underpass.home")
 RESET = struct.pack("ii", 1, 0)  # struct linger: close() sends RST
 _SO_COOKIE = 57
 _AT_ONCE = 32
-_RECLAIM_STEP, _RECLAIM_EVERY = 64, 0.02
+_REFUSALS, _RECLAIM_EVERY = 64, 0.02
+_NODE = CONNS // 2
+"""Most upstreams of the node; the other half of the kernel's table is for clients."""
 _FREE, _MISSES, _PORTS = (offset_of("up_stock", name) for name in ("n", "misses", "port"))
 _REQUESTS = offset_of("up_endpoint_stat", "requests")
 Pair = tuple[int, int]
@@ -89,8 +91,8 @@ class Upstreams:
                 self._carry_out(pair, stock, stock.observe(free, misses, True, self._loop.now))
 
     def warm(self, workload: int, endpoints: list[int]) -> None:
-        """These endpoints may be asked for next."""
-        for endpoint in endpoints:
+        """These endpoints may be asked for next; unless there are so many upstreams that only demand counts."""
+        for endpoint in endpoints if len(self.by_key) < _NODE // 2 else ():
             stock = self._stock((workload, endpoint))
             if stock is not None and not stock.target:
                 stock.want(self._loop.now)
@@ -146,9 +148,10 @@ class Upstreams:
     def _carry_out(self, pair: Pair, stock: Stock, orders: Orders) -> None:
         if orders.reclaim:
             self._reclaim(pair, orders.reclaim)
-        if orders.open and not self.draining:
-            stock.opened(orders.open)
-            self._queue.extend([pair] * orders.open)
+        wanted = min(orders.open, _NODE - len(self.by_key) - len(self._queue))
+        if wanted > 0 and not self.draining:
+            stock.opened(wanted)
+            self._queue.extend([pair] * wanted)
             self._pump()
         if orders.close:
             self._close_coldest(pair, orders.close)
@@ -156,19 +159,24 @@ class Upstreams:
     def _reclaim(self, pair: Pair, count: int) -> None:
         """Takes wires back from idle clients, those asked longest ago first; what is free or in use refuses.
 
-        In small steps, since there may be a thousand to ask and all of them may refuse.
+        There may be a thousand to ask, and all of them may refuse: after some refusals the rest is for later.
         """
         members = self._members.get(pair)
         if not members or self._loop.now < self._reclaim_at.get(pair, 0.0):
             return
-        self._reclaim_at[pair] = self._loop.now + _RECLAIM_EVERY
-        for key in list(islice(members, _RECLAIM_STEP)):
+        refusals = 0
+        for key in list(islice(members, count + _REFUSALS)):
             members[key] = members.pop(key)  # to the end of the line
             if self._control.reclaim(key):
                 self.reclaimed += 1
                 count -= 1
                 if not count:
                     return
+            else:
+                refusals += 1
+                if refusals == _REFUSALS:
+                    break
+        self._reclaim_at[pair] = self._loop.now + _RECLAIM_EVERY
 
     def _close_coldest(self, pair: Pair, count: int) -> None:
         """The kernel lends the last of its list first, so the first ones are the coldest."""
