@@ -218,4 +218,3 @@ def drift(model: Observed, real: Observed) -> int:
         count += sum(not _same(table, model.entries[table].get(k), real.entries[table].get(k) or b"") for k in keys)
     numbers = model.programs.keys() | real.programs.keys()
     return count + sum(model.programs.get(number) != real.programs.get(number) for number in numbers)
-

@@ -149,5 +149,3 @@ class Reconciler:
     def _config(self) -> Config:
         value = self._maps["config"].lookup(_ONLY)
         return Config.unpack(value) if value is not None else Config()
-
-

@@ -27,9 +27,7 @@ _IDLE_HTTP_FILTERS: Final = frozenset(
     }
 )
 #: Network filters in front of the terminal one that only observe.
-_IDLE_NETWORK_FILTERS: Final = frozenset(
-    {"envoy.tcp.metadataexchange.config.MetadataExchange", "stats.PluginConfig"}
-)
+_IDLE_NETWORK_FILTERS: Final = frozenset({"envoy.tcp.metadataexchange.config.MetadataExchange", "stats.PluginConfig"})
 
 
 def decode_listener(body: bytes) -> Listener:

@@ -124,9 +124,7 @@ class Compiler:
 class _Writer:
     """Passes two and three of one compilation."""
 
-    def __init__(
-        self, views: list[_View], workloads: list[tuple[WorkloadLike, str]], known: Known
-    ) -> None:
+    def __init__(self, views: list[_View], workloads: list[tuple[WorkloadLike, str]], known: Known) -> None:
         self._views = views
         self._workloads = workloads
         self._known = known
@@ -236,9 +234,7 @@ class _Writer:
         self._assign(NameKind.WORKLOAD, (_workload_key(w) for w, _ in self._workloads))
         self._assign(NameKind.TABLE, (_table_key(view, t) for view in self._views for t in view.tables.values()))
         self._assign(NameKind.CLUSTER, self._clusters.all())
-        self._assign(
-            NameKind.ENDPOINT, (target.key for d in self._clusters.all().values() for target in d.targets)
-        )
+        self._assign(NameKind.ENDPOINT, (target.key for d in self._clusters.all().values() for target in d.targets))
         self._assign(NameKind.ROUTE, self._infos.all())
         for kind in (NameKind.VIEW, NameKind.WORKLOAD, NameKind.TABLE):
             for key, number in self._ids[kind].items():
@@ -465,9 +461,7 @@ class _Writer:
     def _put(self, table: Table, number: int, value: bytes) -> None:
         self._entries[table][number.to_bytes(4, "little")] = value
 
-    def _reject(
-        self, view: str, kind: str, name: str, reason: str, effect: str, source: Source | None = None
-    ) -> None:
+    def _reject(self, view: str, kind: str, name: str, reason: str, effect: str, source: Source | None = None) -> None:
         self._rejections.append(Rejection(view, kind, name, reason, effect, source))
 
 
@@ -537,4 +531,3 @@ def fitting(text: str) -> bytes:
     if len(data) >= n.NAME_TEXT:
         raise CapacityError(f"the name {text[:80]!r}... is longer than {n.NAME_TEXT - 1} bytes")
     return data
-

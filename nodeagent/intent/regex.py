@@ -103,9 +103,7 @@ def _number(tree: _Node) -> Positions:
     empty, first, last = tree(numbering)
     numbering.link((0,), first)
     accepting = last | ({0} if empty else frozenset())
-    universal = frozenset(
-        p for p in last if p in numbering.follow[p] and numbering.classes[p] == ALPHABET
-    )
+    universal = frozenset(p for p in last if p in numbering.follow[p] and numbering.classes[p] == ALPHABET)
     return Positions(
         tuple(numbering.classes), tuple(tuple(sorted(f)) for f in numbering.follow), frozenset(accepting), universal
     )

@@ -159,9 +159,7 @@ def _speaks_http(http: Http, tcp: Chain | None, resources: Resources) -> bool:
     )
 
 
-def _table(
-    listener: Listener, chain: Chain, http: Http, resources: Resources, tables: dict[str, TableUse]
-) -> TableUse:
+def _table(listener: Listener, chain: Chain, http: Http, resources: Resources, tables: dict[str, TableUse]) -> TableUse:
     inline = http.inline is not None or not http.rds
     name = f"{listener.name} (inline)" if inline else http.rds
     routes = http.inline if inline else resources.routes.get(http.rds)

@@ -103,9 +103,7 @@ class TableCompiler:
             vhosts.append(self._vhost(use.name, vhost, tuple(hosts), (*routes.unsupported, *use.features)))
         return TableDraft(use.name, tuple(vhosts), routes.ignore_port, refused, tuple(unreachable))
 
-    def _vhost(
-        self, table: str, vhost: VirtualHost, hosts: tuple[str, ...], common: tuple[str, ...]
-    ) -> VhostDraft:
+    def _vhost(self, table: str, vhost: VirtualHost, hosts: tuple[str, ...], common: tuple[str, ...]) -> VhostDraft:
         matches = self._compiled(tuple(route.match for route in vhost.routes))
         over = matches if isinstance(matches, str) else ""
         drafts = []

@@ -204,9 +204,7 @@ def literal_prefix(regex: str) -> str:
     return text
 
 
-def _ways(
-    match: RouteMatch, predicates: _Predicates, features: list[str], regexes: bool
-) -> tuple[int, list[_Way]]:
+def _ways(match: RouteMatch, predicates: _Predicates, features: list[str], regexes: bool) -> tuple[int, list[_Way]]:
     methods = ANY_METHOD
     options: list[list[_Way]] = []
     if match.query:

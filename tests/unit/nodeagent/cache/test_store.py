@@ -191,16 +191,20 @@ def test_our_metadata_wins_over_istios() -> None:
 
 
 def test_clusters() -> None:
-    held = cached(
-        {
-            "clusters": [
-                {"name": "outbound|80|v1|a.b", "type": "EDS", "lb_policy": "MAGLEV", "outlier_detection": {}},
-                {"name": "limits", "type": "EDS", "circuit_breakers": {"thresholds": [{"max_requests": 5}]}},
-                {"name": "none", "type": "EDS", "circuit_breakers": {"thresholds": [{"max_requests": 4294967295}]}},
-                {"name": "through", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"},
-            ]
-        }
-    ).resources().clusters
+    held = (
+        cached(
+            {
+                "clusters": [
+                    {"name": "outbound|80|v1|a.b", "type": "EDS", "lb_policy": "MAGLEV", "outlier_detection": {}},
+                    {"name": "limits", "type": "EDS", "circuit_breakers": {"thresholds": [{"max_requests": 5}]}},
+                    {"name": "none", "type": "EDS", "circuit_breakers": {"thresholds": [{"max_requests": 4294967295}]}},
+                    {"name": "through", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"},
+                ]
+            }
+        )
+        .resources()
+        .clusters
+    )
     first = held["outbound|80|v1|a.b"]
     assert (first.balance, first.host, first.unsupported) == (Balance.MAGLEV, "a.b", ("outlier-detection",))
     assert held["limits"].unsupported == ("circuit-breaker",)
