@@ -12,21 +12,27 @@ from controlplane.model.hosts import is_wildcard, matches
 from controlplane.model.labels import freeze
 from controlplane.model.mesh import Mesh, Service, fqdn, visible
 from controlplane.model.objects import Config, Key, KubeNamespace, Object
-from controlplane.model.registry import Registry, collect
+from controlplane.model.registry import Registry, Remembered, collect
 from controlplane.model.verdict import Note
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A mesh, remarks by object, and which objects another one shadows (with code and reason)."""
+    """A mesh, remarks by object, and which objects another one shadows (with code and reason).
+
+    ``remembered`` saves the next :func:`build` work.
+    """
 
     mesh: Mesh
     notes: Mapping[Key, tuple[Note, ...]] = field(default_factory=dict)
     shadowed: Mapping[Key, tuple[str, str]] = field(default_factory=dict)
+    remembered: Remembered = field(default_factory=Remembered)
 
 
 def build(
     objects: Mapping[Key, Object],
+    previous: Remembered | None = None,
+    /,
     *,
     domain: str = "cluster.local",
     trust_domain: str = "cluster.local",
@@ -35,9 +41,9 @@ def build(
     """Build the mesh of all ``objects``.
 
     ``domain`` completes short names; ``trust_domain`` is that of SPIFFE identities; ``root_namespace`` is where rules
-    for the whole mesh live.
+    for the whole mesh live.  ``previous`` is what the last mesh remembers; it saves work and changes nothing.
     """
-    registry = collect(objects, domain)
+    registry = collect(objects, domain, previous)
     by_kind: dict[str, list[Config]] = defaultdict(list)
     for item in objects.values():
         if isinstance(item, Config):
@@ -69,7 +75,12 @@ def build(
         notes[key].extend(remarks)
     for key, found in review.notes.items():
         notes[key].extend(found)
-    return Built(mesh, {key: tuple(sorted(set(found))) for key, found in notes.items() if found}, review.shadowed)
+    return Built(
+        mesh,
+        {key: tuple(sorted(set(found))) for key, found in notes.items() if found},
+        review.shadowed,
+        registry.remembered,
+    )
 
 
 def _gateway_api(objects: Mapping[Key, Object], registry: Registry, domain: str) -> Combined:

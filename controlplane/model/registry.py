@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -78,18 +77,41 @@ class Registry:
     workloads: dict[str, Workload] = field(default_factory=dict)
     targets: dict[str, tuple[Target, ...]] = field(default_factory=dict)
     notes: dict[Key, list[Note]] = field(default_factory=lambda: defaultdict(list))
+    remembered: Remembered = field(default_factory=lambda: Remembered())
+
+
+@dataclass(slots=True)
+class _Known:
+    """One Kubernetes Service's result, and what it was made of beside its namespace's pods and entries."""
+
+    source: KubeService
+    slices: tuple[KubeEndpointSlice, ...]
+    made: Service
+    endpoints: dict[int, tuple[Endpoint, ...]]
+
+
+@dataclass(slots=True)
+class Remembered:
+    """What the next :func:`collect` may take over: in a large mesh nearly every service is as it was before."""
+
+    domain: str = ""
+    nodes: dict[str, Labels] = field(default_factory=dict)
+    pods: dict[str, tuple[KubePod, ...]] = field(default_factory=dict)
+    entries: dict[str, tuple[Config, ...]] = field(default_factory=dict)
+    services: dict[Key, _Known] = field(default_factory=dict)
 
 
 def _family(address: str) -> int:
-    try:
-        return ipaddress.ip_address(address).version
-    except ValueError:
-        return 0
+    """4 or 6 for an address (they were checked when they were read), 0 for a name."""
+    if ":" in address:
+        return 0 if address.startswith("unix:") else 6
+    return 4 if address.replace(".", "").isdigit() else 0
 
 
 class _Collector:
-    def __init__(self, objects: Mapping[Key, Object], domain: str) -> None:
+    def __init__(self, objects: Mapping[Key, Object], domain: str, previous: Remembered) -> None:
         self._domain = domain
+        self._previous = previous
         self._pods: dict[tuple[str, str], KubePod] = {}
         self._by_namespace: dict[str, list[KubePod]] = defaultdict(list)
         self._slices: dict[tuple[str, str], list[KubeEndpointSlice]] = defaultdict(list)
@@ -120,8 +142,33 @@ class _Collector:
 
     def run(self) -> Registry:
         self._collect_workloads()
+        now = Remembered(
+            domain=self._domain,
+            nodes=self._nodes,
+            pods={space: tuple(pods) for space, pods in self._by_namespace.items()},
+            entries={space: tuple(entries) for space, entries in self._entries.items()},
+        )
+        before = self._previous
+        same = (now.domain, now.nodes) == (before.domain, before.nodes)
+        spaces = {service.meta.key.namespace for service in self._services}
+        unchanged = {
+            space
+            for space in spaces
+            if same
+            and now.pods.get(space) == before.pods.get(space)
+            and now.entries.get(space) == before.entries.get(space)
+        }
         for service in self._services:
-            self._kubernetes(service)
+            key = service.meta.key
+            slices = tuple(self._slices.get((key.namespace, key.name), ()))
+            known = before.services.get(key) if key.namespace in unchanged else None
+            if known is None or known.source != service or known.slices != slices:
+                known = self._kubernetes(service, slices)
+            now.services[key] = known
+            self.out.services.append(known.made)
+            for number, endpoints in known.endpoints.items():
+                self.out.endpoints[key.namespace, known.made.hostname, number] = endpoints
+        self.out.remembered = now
         taken = {(service.namespace, service.hostname) for service in self.out.services}
         for entry in sorted(self._service_entries, key=lambda item: item.meta.age):
             self._service_entry(entry, taken)
@@ -188,7 +235,7 @@ class _Collector:
         self.out.targets = {ip: tuple(Target(*item) for item in sorted(items)) for ip, items in sorted(found.items())}
 
     # --------------------------------------------------------------------------------------- Kubernetes Services
-    def _kubernetes(self, service: KubeService) -> None:
+    def _kubernetes(self, service: KubeService, slices: tuple[KubeEndpointSlice, ...]) -> _Known:
         key = service.meta.key
         exported = get(service.meta.annotations, "networking.istio.io/exportTo")
         export_to = tuple(item.strip() for item in exported.split(",") if item.strip()) or ("*",)
@@ -218,8 +265,7 @@ class _Collector:
             local_only=service.internal_local,
             object=key.name,
         )
-        self.out.services.append(made)
-        slices = self._slices.get((key.namespace, key.name), [])
+        found: dict[int, tuple[Endpoint, ...]] = {}
         for port in service.ports:
             endpoints: list[Endpoint] = []
             if service.external_name:
@@ -230,7 +276,8 @@ class _Collector:
                 endpoints.extend(self._from_pods(service, port.target))
             if service.selector:
                 endpoints.extend(self._from_entries(service, port.name, port.target))
-            self.out.endpoints[key.namespace, made.hostname, port.number] = _merge(endpoints, _primary(service))
+            found[port.number] = _merge(endpoints, _primary(service))
+        return _Known(service, slices, made, found)
 
     def _from_slices(self, service: KubeService, name: str, slices: Iterable[KubeEndpointSlice]) -> Iterable[Endpoint]:
         namespace = service.meta.key.namespace
@@ -382,20 +429,26 @@ def _merge(endpoints: Iterable[Endpoint], primary: int) -> tuple[Endpoint, ...]:
     guess, and dropping one would empty its subset.
     """
     unique = {(item.address, item.port, item.instance): item for item in endpoints}
-    groups: dict[tuple[str, ...], list[Endpoint]] = {}
+    groups: dict[tuple[str, str, int], list[Endpoint]] = {}
     for endpoint in unique.values():
         alone = endpoint.instance or f"address {endpoint.address}"
-        groups.setdefault((endpoint.namespace, alone, str(endpoint.port)), []).append(endpoint)
+        groups.setdefault((endpoint.namespace, alone, endpoint.port), []).append(endpoint)
     result: list[Endpoint] = []
     for group in groups.values():
+        if len(group) == 1:
+            result.append(group[0])
+            continue
         group.sort(key=lambda item: (_family(item.address) != primary, item.order))
         first, rest = group[0], group[1:]
         other = next((item for item in rest if _family(item.address) != _family(first.address)), None)
         result.append(first if other is None else replace(first, also=(other.address,)))
         result.extend(item for item in rest if item is not other)
-    return tuple(sorted(result, key=lambda item: (*item.order, item.instance)))
+    return tuple(sorted(result, key=lambda item: (item.order, item.instance)))
 
 
-def collect(objects: Mapping[Key, Object], domain: str) -> Registry:
-    """Read all services, endpoints and workloads out of ``objects``."""
-    return _Collector(objects, domain).run()
+def collect(objects: Mapping[Key, Object], domain: str, previous: Remembered | None = None) -> Registry:
+    """Read all services, endpoints and workloads out of ``objects``.
+
+    ``previous`` is what the last registry remembers; it saves work and never changes the result.
+    """
+    return _Collector(objects, domain, previous or Remembered()).run()

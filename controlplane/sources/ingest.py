@@ -14,6 +14,7 @@ from typing import Any
 from controlplane.model.build import Built, build
 from controlplane.model.mesh import Mesh
 from controlplane.model.objects import Key, Object
+from controlplane.model.registry import Remembered
 from controlplane.model.verdict import Note, Verdict
 from controlplane.sources.convert import Accepted, Outcome, Rejected, convert
 from controlplane.sources.documents import RawDocument
@@ -35,6 +36,7 @@ class State:
 
     files: Mapping[str, FileState] = field(default_factory=dict)
     good: Mapping[Key, Accepted] = field(default_factory=dict)
+    remembered: Remembered = field(default_factory=Remembered, compare=False)
 
     def objects(self) -> dict[Key, Object]:
         """Return the objects in force."""
@@ -52,9 +54,9 @@ class Ingested:
 
 def ingest(state: State, snapshot: Snapshot, **mesh_settings: str) -> Ingested:
     """Take a snapshot into account.  ``mesh_settings`` are those of :func:`controlplane.model.build.build`."""
-    state, verdicts = step(state, snapshot)
-    built = build(state.objects(), **mesh_settings)
-    return Ingested(state, built.mesh, with_review(verdicts, built))
+    after, verdicts = step(state, snapshot)
+    built = build(after.objects(), state.remembered, **mesh_settings)
+    return Ingested(replace(after, remembered=built.remembered), built.mesh, with_review(verdicts, built))
 
 
 def step(state: State, snapshot: Snapshot) -> tuple[State, tuple[Verdict, ...]]:

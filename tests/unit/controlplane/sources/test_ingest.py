@@ -5,6 +5,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controlplane.model.build import build
 from controlplane.model.objects import Key
 from controlplane.model.verdict import Verdict
 from controlplane.sources.documents import parse
@@ -21,6 +22,26 @@ spec:
   http:
   - timeout: %s
     route: [{destination: {host: %s}}]
+"""
+
+
+SELECTING = """apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec: {selector: {app: a}, ports: [{port: 80, name: http}]}
+"""
+POD = """apiVersion: v1
+kind: Pod
+metadata: {name: p, labels: {app: a}}
+spec: {containers: [{name: c}]}
+status: {podIP: %s}
+"""
+SLICE = """apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: a-1, labels: {kubernetes.io/service-name: a}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [10.0.0.1], targetRef: {kind: Pod, name: p}}]
 """
 
 
@@ -133,6 +154,10 @@ TEXTS = st.sampled_from(
         rule("r") + "---\n" + SERVICE % "a",
         "",
         "a: 1",
+        SELECTING,
+        POD % "10.0.0.1",
+        POD % "10.0.0.2",
+        SLICE,
     ]
 )
 
@@ -147,6 +172,12 @@ def test_laws(history: list[dict[str, str]]) -> None:
         state = done.state
         again: Any = ingest(state, snapshot(files, generation))
         assert again.state.objects() == state.objects()  # taking the same snapshot again changes nothing
+        fresh = build(state.objects()).mesh  # without memory
+        assert (fresh.services, fresh.endpoints, fresh.targets) == (
+            done.mesh.services,
+            done.mesh.endpoints,
+            done.mesh.targets,
+        )
         accepted = {Key(v.kind, v.namespace, v.name) for v in done.verdicts if v.state == "accepted"}
         shadowed = {Key(v.kind, v.namespace, v.name) for v in done.verdicts if v.state == "shadowed"}
         kept = {Key(v.kind, v.namespace, v.name) for v in done.verdicts if v.last_good}
