@@ -26,6 +26,7 @@ class Builder:
         # id -> (round last used, the object itself so that its id cannot be reused, result)
         self._resources: dict[int, tuple[int, Any, Resource]] = {}
         self._states: dict[int, tuple[int, Any, TypeState]] = {}
+        self._layered: dict[tuple[int, int], tuple[int, Any, Any, TypeState]] = {}
         self._known: dict[tuple[str, str, str], Resource] = {}
         self._interned: dict[int, tuple[int, TypeState]] = {}
         self._changes: dict[tuple[int, int], tuple[int, TypeState, TypeState, Change]] = {}
@@ -41,6 +42,7 @@ class Builder:
         oldest = self._round - _KEEP_ROUNDS
         self._resources = {k: v for k, v in self._resources.items() if v[0] >= oldest}
         self._states = {k: v for k, v in self._states.items() if v[0] >= oldest}
+        self._layered = {k: v for k, v in self._layered.items() if v[0] >= oldest}
         self._interned = {k: v for k, v in self._interned.items() if v[0] >= oldest}
         self._changes = {k: v for k, v in self._changes.items() if v[0] >= oldest}
         self._known = {
@@ -83,9 +85,20 @@ class Builder:
         base = self.state(type_url, shared)
         if not own:
             return base
+        key = (id(shared), id(own))
+        found = self._layered.get(key)
+        if found is not None:
+            if found[0] != self._round:
+                self._layered[key] = (self._round, *found[1:])
+                for message in own.values():
+                    entry = self._resources.get(id(message))
+                    if entry is not None:
+                        self._resources[id(message)] = (self._round, message, entry[2])
+            return found[3]
         made = TypeState((self.resource(type_url, name, message) for name, message in own.items()), base)
         _, made = self._interned.get(made.identity, (0, made))
         self._interned[made.identity] = (self._round, made)
+        self._layered[key] = (self._round, shared, own, made)
         return made
 
     def snapshot(

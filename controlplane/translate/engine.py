@@ -28,6 +28,9 @@ class Prepared:
         self.relevant = relevant_labels(mesh)
         self._scopes: dict[ScopeKey, Scope] = {}
         self._outbound: dict[ScopeKey, dict[str, dict[str, Message]]] = {}
+        self._own: dict[tuple[object, ...], tuple[object, Resources]] = {}
+        alike = previous is not None and _inbound_settings(previous.mesh) == _inbound_settings(mesh)
+        self._own_before = previous._own if previous is not None and alike else {}
 
     def scope(self, node: Node) -> Scope:
         """Return what this client may see."""
@@ -54,6 +57,36 @@ class Prepared:
         if found is None:
             found = self._outbound[scope.key] = _outbound(self, scope)
         return found
+
+    def own(self, node: Node, scope: Scope) -> Resources:
+        """Return the inbound resources of a sidecar; the same objects as in the last generation if nothing changed."""
+        served = tuple(inbound.served(self.mesh, node))
+        rules = tuple(scope.rules.get(item.services[0].hostname) for item in served)
+        inputs = (served, tuple(rule.sources if rule is not None else () for rule in rules))
+        found = self._own.get(node.view) or self._own_before.get(node.view)
+        if found is None or found[0] != inputs:
+            listener = _same(self.memo, inbound.listener(self.mesh, node))
+            made = inbound.clusters(self.mesh, node, scope)
+            found = (
+                inputs,
+                {
+                    names.LISTENER: {"virtualInbound": listener},
+                    names.CLUSTER: {name: _same(self.memo, item) for name, item in made.items()},
+                },
+            )
+        self._own[node.view] = found
+        return found[1]
+
+
+def _inbound_settings(mesh: Mesh) -> tuple[object, ...]:
+    """What every inbound listener depends on, besides the workload and the services that lead to it."""
+    return (
+        mesh.authorization_policies,
+        mesh.peer_authentications,
+        mesh.trust_domain,
+        mesh.domain,
+        mesh.root_namespace,
+    )
 
 
 def prepare(mesh: Mesh, previous: Prepared | None = None) -> Prepared:
@@ -91,12 +124,7 @@ def parts(prepared: Prepared, node: Node) -> tuple[Resources, Resources]:
     shared = prepared.outbound(scope)
     if node.type != "sidecar" or node.generator == "grpc" or node.interception == "NONE":
         return shared, {}
-    listener = _same(prepared.memo, inbound.listener(prepared.mesh, node))
-    own = inbound.clusters(prepared.mesh, node, scope)
-    return shared, {
-        names.LISTENER: {"virtualInbound": listener},
-        names.CLUSTER: {name: _same(prepared.memo, item) for name, item in own.items()},
-    }
+    return shared, prepared.own(node, scope)
 
 
 def resource_for(prepared: Prepared, node: Node, type_url: str, name: str) -> Message | None:
