@@ -20,6 +20,8 @@ __all__ = ["Directory", "DirectoryError", "File", "Snapshot", "Stamp"]
 
 #: Shortest time between two looks, seconds.
 MIN_PERIOD: Final = 0.02
+#: Longest time between two looks, seconds.
+MAX_PERIOD: Final = 2.0
 #: A look may take this share of the time.
 MAX_SHARE: Final = 0.04
 #: A look that took less than this (seconds) is not worth a thread.
@@ -80,10 +82,8 @@ class Directory:
         known = {name: file.stamp for name, file in snapshot.files.items()}
         cost = 0.0
         while True:
-            await asyncio.sleep(max(MIN_PERIOD, cost / MAX_SHARE))
-            begin = time.monotonic()
-            stamps = self._try_scan() if cost < FAST_LOOK else await asyncio.to_thread(self._try_scan)
-            cost = time.monotonic() - begin
+            await asyncio.sleep(min(MAX_PERIOD, max(MIN_PERIOD, cost / MAX_SHARE)))
+            stamps, cost = self._timed_scan() if cost < FAST_LOOK else await asyncio.to_thread(self._timed_scan)
             if stamps is None or stamps == known:
                 continue
             deadline = time.monotonic() + MAX_WAIT
@@ -94,6 +94,11 @@ class Directory:
                     break
                 stamps = again
             return
+
+    def _timed_scan(self) -> tuple[dict[str, Stamp] | None, float]:
+        """A look, and the CPU seconds it took: time that passed would include what a busy machine did meanwhile."""
+        begin = time.thread_time()
+        return self._try_scan(), time.thread_time() - begin
 
     def _try_scan(self) -> dict[str, Stamp] | None:
         try:
@@ -139,7 +144,8 @@ class Directory:
         if stamp[1] > MAX_FILE:
             return File(name, stamp, broken(shown, "too-large", f"{stamp[1]} bytes; at most {MAX_FILE} are read"))
         try:
-            stamp, data = _read_settled(path)
+            known = self._files.get(name)
+            stamp, data = _read_settled(path, had_content=known is not None and bool(known.documents))
         except OSError as error:
             return File(name, stamp, broken(shown, "unreadable", f"cannot be read: {error.strerror}"))
         try:
@@ -150,18 +156,20 @@ class Directory:
         return File(name, stamp, parse(shown, text))
 
 
-def _read_settled(path: str) -> tuple[Stamp, bytes]:
+def _read_settled(path: str, *, had_content: bool) -> tuple[Stamp, bytes]:
     """Read a file that nobody is writing just now, with the stamp that belongs to what was read.
 
-    A writer that truncates first leaves an empty file for a moment; taken at its word, it would remove objects.
+    A writer that truncates first leaves an empty file for a moment; taken at its word, it would remove objects.  So a
+    file that had content and is empty now is believed only after a longer while.
     """
-    deadline = time.monotonic() + MAX_WAIT
+    deadline = time.monotonic() + 2 * MAX_WAIT
     while True:
         with open(path, "rb") as stream:
             before = os.fstat(stream.fileno())
             data = stream.read(MAX_FILE + 1)
-        young = SETTLE - (time.time() - before.st_mtime)
-        if 0 < young <= SETTLE:
+        rest = MAX_WAIT if had_content and not data else SETTLE
+        young = rest - (time.time() - before.st_mtime)
+        if 0 < young <= rest:
             time.sleep(young)
         after = os.stat(path)
         stamp = (after.st_mtime_ns, after.st_size, after.st_ino)
