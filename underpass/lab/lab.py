@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,12 +48,13 @@ def up(
     """Bring a lab up. On any failure, and on a signal, everything made so far is taken away again. Raises LabError."""
     paths = Paths(options.name)
     host.check_machine(options.mesh)
-    with locked():
+    with locked(options.name), ExitStack() as shared:
         _check_absent(options.name)
         images = parse_lab_file(lab_file.path, lab_file.text) if lab_file is not None else Images()
         kept: list[SourceFile] = []
         for file in files:
             kept = config.apply(kept, dataclasses.replace(file, name=config.name_for(file.path, kept)))
+        shared.enter_context(locked())  # until the routes are there by which others see that the network is taken
         octet = choose_octet(host.own_routes())
         plan = make_plan(kept, images, options, octet)
         for note in [problem for file in kept for problem in problems(file)] + list(plan.notes):
@@ -64,7 +65,7 @@ def up(
             state.lab_file = {"path": lab_file.path, "text": lab_file.text}
         with _undone_on_failure(options.name, state):
             state.save()
-            _Builder(paths, plan, state, report).build(kept)
+            _Builder(paths, plan, state, report).build(kept, shared.close)
             state.status = "up"
             state.save()
     return plan, state
@@ -72,7 +73,7 @@ def up(
 
 def down(name: str) -> None:
     """Take a lab down, or what is left of one. Raises LabError when there is nothing, or when something stays."""
-    with locked():
+    with locked(name):
         try:
             state = load(name)
         except LabError:
@@ -99,7 +100,7 @@ def apply(name: str, new: Sequence[SourceFile], report: Report) -> Applied:
 
     Workloads that the files add are started, those that they scale down are ended.
     """
-    with locked():
+    with locked(name):
         state = require(name)
         paths = state.paths
         images = parse_lab_file(state.lab_file["path"], state.lab_file["text"]) if state.lab_file else Images()
@@ -212,7 +213,8 @@ class _Builder:
 
     # -- the whole lab -------------------------------------------------------------------------------------------
 
-    def build(self, files: list[SourceFile]) -> None:
+    def build(self, files: list[SourceFile], network_is_there: Callable[[], None]) -> None:
+        """Make everything, and say when the machine's own namespace is done with."""
         plan, paths = self._plan, self._paths
         for directory in (paths.config, paths.originals, paths.logs, paths.hosts):
             directory.mkdir(parents=True, exist_ok=True)
@@ -220,6 +222,7 @@ class _Builder:
             paths.registry(node.name).mkdir(parents=True, exist_ok=True)
         host.make_cgroup(self._cgroups / paths.cgroup_name)
         self._network()
+        network_is_there()
         self._write_files([], files, None)
         self._add_workloads(plan.workloads)
         if plan.options.mesh:

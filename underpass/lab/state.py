@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -208,9 +210,14 @@ def all_names() -> list[str]:
 
 
 @contextmanager
-def locked() -> Iterator[None]:
-    """One command at a time changes labs of this machine."""
+def locked(name: str = "") -> Iterator[None]:
+    """One command at a time changes the lab `name`; without a name: what all labs share (networks, names of devices).
+
+    Each is one byte of one file, so that no lab leaves a lock file of its own behind. The lock belongs to the open file
+    (OFD), not to the process, which may hold several.
+    """
+    offset = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") + 1 if name else 0
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     with LOCK.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.fcntl(handle, fcntl.F_OFD_SETLKW, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
         yield
