@@ -97,8 +97,8 @@ static __noinline int up_established(struct bpf_sock_ops *ctx, struct bpf_sock *
 		up_count(UP_C_CLIENTS);
 		return 0;
 	}
+	/* it is stocked when its own first packet has shown where its frames go: up_owner_egress() */
 	up_count(UP_C_UPSTREAMS);
-	up_stock_put(tag->workload, tag->endpoint, &t);
 	return 0;
 }
 

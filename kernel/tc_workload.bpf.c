@@ -15,14 +15,21 @@ static __noinline int up_owner_egress(struct __sk_buff *skb, struct up_conn *u, 
 {
 	void *d = (void *)(long)skb->data, *e = (void *)(long)skb->data_end;
 	struct up_move m = {};
-	int lent;
+	int lent, fresh;
 
 	if (d + UP_ETH <= e)
 		__builtin_memcpy(u->dmac, d, 6);
 	bpf_spin_lock(&u->lock);
 	lent = u->state == UP_LENT || u->state == UP_DYING;
+	fresh = u->state == UP_FREE && !(u->flags & UP_CF_STOCKED);
+	if (fresh)
+		u->flags |= UP_CF_STOCKED;
 	m.x = up_owner_out(u);
 	bpf_spin_unlock(&u->lock);
+	/* The acknowledgement that ends the handshake: only now is the next hop known. A wire lent before had its first request sent
+	 * to no address, and repeated 200 ms later. */
+	if (fresh)
+		up_stock_put(u->workload, u->endpoint, &p->t);
 	if (lent) {
 		up_count(UP_C_OWNER_DROPPED);
 		return UP_TC_SHOT;
