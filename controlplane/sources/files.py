@@ -110,7 +110,7 @@ class Directory:
         stamps: dict[str, Stamp] = {}
         if os.path.isfile(self._path):
             stat = os.stat(self._path)
-            return {os.path.basename(self._path): (stat.st_mtime_ns, stat.st_size, stat.st_ino)}
+            return {os.path.basename(self._path): _stamp(stat)}
         pending = [("", self._path)]
         seen: set[tuple[int, int]] = set()
         while pending:
@@ -133,7 +133,7 @@ class Directory:
                             seen.add((stat.st_dev, stat.st_ino))
                             pending.append((f"{prefix}{entry.name}/", entry.path))
                     elif entry.is_file():
-                        stamps[prefix + entry.name] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+                        stamps[prefix + entry.name] = _stamp(stat)
                 except OSError:
                     continue  # removed between two looks, or a dangling link
         return stamps
@@ -162,16 +162,26 @@ def _read_settled(path: str, *, had_content: bool) -> tuple[Stamp, bytes]:
     A writer that truncates first leaves an empty file for a moment; taken at its word, it would remove objects.  So a
     file that had content and is empty now is believed only after a longer while.
     """
-    deadline = time.monotonic() + 2 * MAX_WAIT
+    deadline = time.monotonic() + 4 * MAX_WAIT
     while True:
         with open(path, "rb") as stream:
-            before = os.fstat(stream.fileno())
+            before = _stamp(os.fstat(stream.fileno()))
             data = stream.read(MAX_FILE + 1)
         rest = MAX_WAIT if had_content and not data else SETTLE
-        young = rest - (time.time() - before.st_mtime)
-        if 0 < young <= rest:
-            time.sleep(young)
-        after = os.stat(path)
-        stamp = (after.st_mtime_ns, after.st_size, after.st_ino)
-        if stamp == (before.st_mtime_ns, before.st_size, before.st_ino) or time.monotonic() > deadline:
-            return (before.st_mtime_ns, before.st_size, before.st_ino), data
+        if _rests(path, before, rest) or time.monotonic() > deadline:
+            return before, data
+
+
+def _rests(path: str, stamp: Stamp, rest: float) -> bool:
+    """Wait until a file has been as it is for ``rest`` seconds; False as soon as it changes."""
+    while True:
+        age = time.time() - stamp[0] / 1e9
+        if _stamp(os.stat(path)) != stamp:
+            return False
+        if not 0 <= age < rest:
+            return True
+        time.sleep(min(rest - age, SETTLE / 2))
+
+
+def _stamp(stat: os.stat_result) -> Stamp:
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
