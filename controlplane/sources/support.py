@@ -42,7 +42,7 @@ UNSUPPORTED: Final[dict[tuple[str, str], str]] = {
 }
 
 #: Values, not fields, that have no effect: (kind, path, value) -> reason.
-_VALUES: Final[dict[tuple[str, str, str], str]] = {
+VALUES: Final[dict[tuple[str, str, str], str]] = {
     ("Gateway", "servers.tls.mode", "ISTIO_MUTUAL"): f"{_NO_SECRETS}: this server is not configured",
     ("Gateway", "servers.tls.mode", "AUTO_PASSTHROUGH"): "routes by VirtualService tls rules only",
     ("ServiceEntry", "resolution", "DYNAMIC_DNS"): "connections go where they were going; names are not resolved",
@@ -106,7 +106,7 @@ def _reason(kind: str, path: str, value: Any) -> tuple[str, str]:
     bare = _INDEX.sub("", path)
     if kind == "DestinationRule":
         bare = _POLICY.sub("trafficPolicy.", bare)
-    found = _VALUES.get((kind, bare, str(value)))
+    found = VALUES.get((kind, bare, str(value)))
     while found is None and bare:
         found = UNSUPPORTED.get((kind, bare))
         if found is None:
