@@ -94,6 +94,7 @@ class Clients:
         self._waiting: dict[Client, None] = {}  # those with a deadline
         self._legs: dict[Pair, list[Leg]] = {}
         self._closed: deque[tuple[float, bytes, int]] = deque()
+        self._ended: dict[bytes, int] = {}  # cookies of clients that ended while home knew nothing of them
         self.accepted = self.requests = self.syncs = 0
 
     # ---- listening ----
@@ -140,8 +141,22 @@ class Clients:
                 return
             client = Client(sock, tuple_key(packed(peer[0]), peer[1], own, port))
             self.accepted += 1
+            if client.key in self._ended and self._has_ended(client):
+                continue
             self._by_key[client.key] = client
             self._loop.add(sock.fileno(), IN, lambda mask, c=client: self._on_client(c, mask))  # type: ignore[misc]
+
+    def _has_ended(self, client: Client) -> bool:
+        """Its end was told before it was accepted: closed at once, for its client may want the same port again soon."""
+        if self._ended.pop(client.key) != self._cookie(client.key):
+            return False  # a successor's
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.sock.close()
+        return True
+
+    def _cookie(self, key: bytes) -> int:
+        entry = self._conns.lookup(key)
+        return 0 if entry is None else int.from_bytes(entry[_COOKIE : _COOKIE + 8], "little")
 
     # ---- clients ----
 
@@ -483,15 +498,17 @@ class Clients:
         Home's end may not have heard of it: a client that gives up while away speaks to its endpoint only.
         """
         self._closed.append((self._loop.now + _GRACE, key, cookie))
-        self.end_orphan(key, cookie)
+        if key in self._by_key:
+            self.end_orphan(key, cookie)
+        else:
+            self._ended[key] = cookie
 
     def end_orphan(self, key: bytes, cookie: int) -> None:
         """Closes home's end of a client that has gone, if there is one and it is not a successor's."""
         client = self._by_key.get(key)
         if client is None or client.lingering:
             return
-        entry = self._conns.lookup(key)
-        if entry is None or int.from_bytes(entry[_COOKIE : _COOKIE + 8], "little") == cookie:
+        if self._cookie(key) in (0, cookie):
             # nobody would acknowledge a FIN
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self._client_gone(client)
@@ -501,7 +518,9 @@ class Clients:
         closed, now, budget = self._closed, self._loop.now, 4000
         while closed and budget and (closed[0][0] <= now or len(closed) > _GRACE_ROOM):
             _, key, cookie = closed.popleft()
-            if key in self._by_key:  # its event came before its connection was accepted
+            if self._ended.get(key) == cookie:
+                del self._ended[key]
+            if key in self._by_key:
                 self.end_orphan(key, cookie)
             self._control.forget(key, cookie)
             budget -= 1

@@ -272,6 +272,29 @@ def test_many_connections_leave_nothing_behind(setup: Setup) -> None:
     assert eventually(lambda: setup.upstreams() == setup.upstreams(State.FREE))
 
 
+def retransmitted(setup: Setup) -> int:
+    output = setup.node.run(setup.client, ["cat", "/proc/self/net/snmp"])
+    names, values = (line.split() for line in output.splitlines() if line.startswith("Tcp:"))
+    return int(values[names.index("RetransSegs")])
+
+
+def test_connections_of_one_request_lose_no_packet(setup: Setup) -> None:
+    """Fresh wires are lent the moment they are there, and ports come back within a second."""
+    script = (
+        "import socket\n"
+        "for i in range(2000):\n"
+        f" s=socket.create_connection(('{VIP4}',{SERVICE_PORT}),5); s.settimeout(5)\n"
+        " s.sendall(b'GET / HTTP/1.1\\r\\nHost: b\\r\\nConnection: close\\r\\n\\r\\n')\n"
+        " data=b''\n"
+        " while more:=s.recv(65536): data+=more\n"
+        " assert data.startswith(b'HTTP/1.1 200'), data\n"
+        " s.close()\n"
+    )
+    before = retransmitted(setup)
+    setup.node.run(setup.client, [sys.executable, "-c", script])
+    assert retransmitted(setup) - before <= 1
+
+
 def test_concurrent_connections(setup: Setup) -> None:
     script = (
         "import asyncio\n"
