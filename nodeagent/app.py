@@ -132,8 +132,9 @@ class Agent:
         if self._take_registry():
             self._status_due.set()
         for live in self._views.values():
-            if live.look():
-                log.warning("view goes on without answers", view=live.view.key, missing=live.missing()[:10])
+            given_up = live.look()
+            if given_up:
+                log.warning("view goes on without answers", view=live.view.key, missing=given_up[:10])
                 self._dirty.touch()
 
     def _take_registry(self) -> bool:
@@ -212,8 +213,10 @@ class Agent:
 
     def _apply(self) -> None:
         """Compile, plan, execute; then confirm what waited for it."""
-        waiting = [(live, received) for live in self._views.values() for received in live.waiting]
-        for live in self._views.values():
+        # What a view holds back until it is complete is not in force, and so not confirmed.
+        settled = [live for live in self._views.values() if not live.warming()]
+        waiting = [(live, received) for live in settled for received in live.waiting]
+        for live in settled:
             live.waiting = []
         failure = ""
         try:
@@ -237,7 +240,7 @@ class Agent:
         begun = time.perf_counter()
         ready = {key: live for key, live in self._views.items() if live.ready}
         workloads = [(w, key_of(w)) for w in self._registry.workloads.values() if key_of(w) in ready]
-        intent = self._compiler.compile({key: live.resources() for key, live in ready.items()}, workloads, self._known)
+        intent = self._compiler.compile({key: live.snapshot() for key, live in ready.items()}, workloads, self._known)
         covered = self._covered(ready)
         steps = plan(self._observed, intent, prune=covered)
         compiled = time.perf_counter()

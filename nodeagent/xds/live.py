@@ -1,8 +1,9 @@
-"""One view as the agent runs it: its stream, its resources, and how far its first synchronisation is."""
+"""One view as the agent runs it: its stream, its resources, and whether they are complete enough to be compiled."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,8 +12,10 @@ from nodeagent.xds.client import ViewStream
 from nodeagent.xds.session import CDS, EDS, LDS, RDS, Update
 from nodeagent.xds.views import View
 
-#: A control plane that never answers for a name must not keep a view waiting for ever; Envoy waits as long.
+#: A control plane that never answers for a name must not keep a new view waiting for ever; Envoy waits as long.
 PATIENCE_S: Final = 15.0
+#: Nor may it hold up later changes for long: after this a cluster without its endpoints is in force without them.
+WARMING_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -25,25 +28,28 @@ class Received:
 
 @dataclass(slots=True)
 class LiveView:
-    """State of one view. `ready` becomes true once all that was asked for at first was answered, and stays so."""
+    """State of one view.
+
+    `ready` becomes true once all that was asked for at first was answered, and stays so. Later changes are *warmed*: as
+    long as something that they refer to was not answered (the endpoints of a new cluster, say), the view is compiled as
+    it was before, so that no route ever leads to a cluster whose endpoints are only on their way.
+    """
 
     view: View
     cache: ViewCache
     stream: ViewStream | None = None
     ready: bool = False
     waiting: list[Received] = field(default_factory=list)
+    clock: Callable[[], float] = time.monotonic
     _answered: dict[str, set[str]] = field(default_factory=lambda: {LDS: set(), CDS: set(), RDS: set(), EDS: set()})
     _begun: set[str] = field(default_factory=set)
-    _since: float = 0.0
+    _since: float | None = None
+    _complete: Resources | None = None
 
     @classmethod
-    def of(cls, view: View, decoder: Decoder) -> LiveView:
+    def of(cls, view: View, decoder: Decoder, clock: Callable[[], float] = time.monotonic) -> LiveView:
         """A new view without resources."""
-        return cls(view, ViewCache(decoder))
-
-    def resources(self) -> Resources:
-        """What the compiler gets."""
-        return self.cache.resources()
+        return cls(view, ViewCache(decoder), clock=clock)
 
     def take(self, update: Update) -> None:
         """An update came: put it into the cache, ask for what it refers to, and leave it waiting for `applied`."""
@@ -61,27 +67,51 @@ class LiveView:
                 names = resources.rds_names() if named == RDS else resources.eds_names()
                 self.stream.want(named, names)
                 self.cache.retain(named, names)
-        if not self.ready:
-            self.ready = self._complete()
+                self._answered[named] &= names
+        self._weigh()
 
-    def look(self) -> bool:
-        """Whether patience made the view ready just now."""
-        if self.ready or not self._since or time.monotonic() - self._since < PATIENCE_S:
-            return False
-        self.ready = True
-        return True
+    def look(self) -> list[str]:
+        """What was waited for in vain, if patience ended just now: the view goes on without it."""
+        if self._since is None:
+            return []
+        missing = self.missing()
+        return missing if self._weigh() else []
+
+    def warming(self) -> bool:
+        """Whether the newest resources are held back."""
+        return self.ready and self._since is not None
+
+    def snapshot(self) -> Resources:
+        """What to compile: the newest resources that are complete, or that were waited for long enough."""
+        if self._complete is None or not self.warming():
+            self._complete = self.cache.resources()
+        return self._complete
 
     def missing(self) -> list[str]:
-        """What the first synchronisation still waits for."""
+        """What was asked for and not answered."""
         found = [f"first answer for {url.rpartition('.')[2]}" for url in (CDS, LDS) if url not in self._begun]
         resources = self.cache.resources()
         for url, names in ((RDS, resources.rds_names()), (EDS, resources.eds_names())):
             found += sorted(names - self._answered[url])
         return found
 
-    def _complete(self) -> bool:
+    def _weigh(self) -> bool:
+        """Decide whether the view is ready, and whether it has to wait. Returns whether waiting was given up now."""
         if not {LDS, CDS} <= self._begun:
             return False
-        if not self._since:
-            self._since = time.monotonic()
-        return not self.missing()
+        now = self.clock()
+        if not self.missing():
+            self._since, self.ready = None, True
+            return False
+        if self._since is None:
+            self._since = now
+        if self.stream is not None and self.stream.trouble:
+            return False  # nobody can answer now; what is in force is safer than half of what is new
+        if now - self._since < (WARMING_S if self.ready else PATIENCE_S):
+            return False
+        # An answer is still welcome, but nothing waits for it again.
+        resources = self.cache.resources()
+        self._answered[RDS] |= resources.rds_names()
+        self._answered[EDS] |= resources.eds_names()
+        self._since, self.ready = None, True
+        return True

@@ -159,7 +159,7 @@ def test_a_conversation() -> None:
         nack = await stream.request(CDS)
         assert nack.response_nonce == "n1"
         assert nack.error_detail.message == "b: an EDS cluster carries its own load_assignment"
-        assert set(client.live.resources().clusters) == {"a"}
+        assert set(client.live.cache.resources().clusters) == {"a"}
         await stream.send(EDS, "n2", ("a", "7", ENDS))
         ack = await stream.request(EDS)
         assert (ack.response_nonce, ack.HasField("error_detail")) == ("n2", False)
@@ -193,7 +193,7 @@ def test_a_broken_stream_comes_back_and_says_what_it_holds() -> None:
         await stream.send(CDS, "n1", removed=("a",))
         gone = await stream.request(EDS)
         assert list(gone.resource_names_unsubscribe) == ["a"]
-        assert client.live.resources().clusters == {}
+        assert client.live.cache.resources().clusters == {}
         assert any("by the script" in state for state in client.states)
 
     played(script)
