@@ -10,11 +10,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
-C_FILES := find kernel -path kernel/build -prune -o \( -name '*.[ch]' ! -name vmlinux.h \) -print0
+C_FILES := find kernel tests/fuzz -path kernel/build -prune -o \( -name '*.[ch]' ! -name vmlinux.h \) -print0
 
 DEBS_BUILD := clang-19 llvm-19 bpftool libbpf-dev libelf-dev zlib1g-dev gcc libc6-dev make iproute2 util-linux procps \
 	python3 python3-venv curl ethtool iptables
-DEBS_TEST := clang-format-19 etcd-server tcpdump nginx-light wrk
+DEBS_TEST := clang-format-19 libclang-rt-19-dev etcd-server tcpdump nginx-light wrk
 DEBS_BENCH := nginx-light haproxy wrk
 
 # $(call debs,PACKAGES): install those which are missing. Only then is apt needed, and root.
@@ -57,13 +57,13 @@ format: setup debs-test ## rewrite files the way lint wants them
 soak: setup debs-test ## the long-running tests: random traffic over a lossy link, restarts, edits under load
 	@$(BIN)/python -m pytest tests -m slow --timeout 3600 $(ARGS)
 
-fuzz: setup ## libFuzzer on the C core (FUZZ_SECONDS each, default 60)
-	@$(MAKE) -C kernel fuzz FUZZ_SECONDS=$${FUZZ_SECONDS:-60}
+fuzz: setup debs-test ## libFuzzer on the C core (ARGS='--seconds 60')
+	@$(BIN)/python -m tests.fuzz.run $(ARGS)
 
 clean: ## remove what was built, and whatever a lab left on this machine
 	@if [[ -x $(BIN)/underpass ]] && (( EUID == 0 )); then $(BIN)/underpass lab down >/dev/null 2>&1 || true; fi
 	@if [[ -e kernel/Makefile ]]; then $(MAKE) -s -C kernel clean; fi
-	@rm -rf $(VENV) dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis bench/results
+	@rm -rf $(VENV) dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .fuzz bench/results
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup: debs-build $(STAMP) kernel bpffs

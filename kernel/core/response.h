@@ -331,11 +331,14 @@ UP_INLINE __u8 up_response_line(const __u8 *b)
 {
 	__u64 w = up_lower64(b);
 
+	/* lower() makes CR a hyphen and SUB a colon: those two are compared as they are */
 	if (w == UP_8('c', 'o', 'n', 't', 'e', 'n', 't', '-'))
-		return up_lower64(b + 7) == UP_8('-', 'l', 'e', 'n', 'g', 't', 'h', ':') ? UP_H_LENGTH : UP_H_SKIP;
+		return up_lower64(b + 7) == UP_8('-', 'l', 'e', 'n', 'g', 't', 'h', ':') && b[7] == '-' && b[14] == ':'
+			       ? UP_H_LENGTH
+			       : UP_H_SKIP;
 	if (w == UP_8('t', 'r', 'a', 'n', 's', 'f', 'e', 'r'))
-		return up_lower64(b + 8) == UP_8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') &&
-				       up_lower16(b + 16) == ('g' | ':' << 8)
+		return up_lower64(b + 8) == UP_8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') && b[8] == '-' &&
+				       (b[16] | 0x20) == 'g' && b[17] == ':'
 			       ? UP_H_CODING
 			       : UP_H_SKIP;
 	if (w == UP_8('c', 'o', 'n', 'n', 'e', 'c', 't', 'i'))
@@ -348,8 +351,8 @@ UP_INLINE __u32 up_response_status(struct up_response *r, const __u8 *b)
 {
 	__u8 x = b[9] - '0', y = b[10] - '0', z = b[11] - '0';
 
-	if (r->match || (up_load64(b) & ~(0xffULL << 56)) != UP_8('H', 'T', 'T', 'P', '/', '1', '.', 0) || b[8] != ' ' ||
-	    x > 9 || y > 9 || z > 9)
+	if (r->match || (up_load64(b) & ~(0xffULL << 56)) != UP_8('H', 'T', 'T', 'P', '/', '1', '.', 0) ||
+	    b[8] != ' ' || x > 9 || y > 9 || z > 9)
 		return 0;
 	if (b[7] == '0')
 		r->flags |= UP_RSPF_CLOSE;
@@ -404,7 +407,8 @@ UP_INLINE __u32 up_response_lines(struct up_response *r, struct up_rsp_scratch *
 				if (n - pos < 22)
 					break;
 				step = up_response_line(b);
-				if (step == UP_H_CONNECTION && up_lower64(b + 12) == UP_8('k', 'e', 'e', 'p', '-', 'a', 'l', 'i'))
+				if (step == UP_H_CONNECTION &&
+				    up_lower64(b + 12) == UP_8('k', 'e', 'e', 'p', '-', 'a', 'l', 'i'))
 					step = UP_H_SKIP;
 				if (step != UP_H_SKIP)
 					break;

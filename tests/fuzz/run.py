@@ -1,0 +1,69 @@
+"""Builds the libFuzzer targets of this directory and runs them: `python -m tests.fuzz.run --seconds 60`.
+
+Each C file here is one target; `seeds/NAME` is where it starts. What it finds on the way is kept in `.fuzz/NAME` of the
+checkout, so that the next run goes on from there; a finding is written beside it and its path is printed.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.tiers import repository
+
+HERE = Path(__file__).resolve().parent
+FUZZERS = tuple(sorted(path.stem for path in HERE.glob("*.c")))
+COMPILER = "clang-19"
+SANITIZERS = "-fsanitize=fuzzer,address,undefined"
+
+
+def build(name: str, directory: Path) -> Path:
+    """Compile target `name` into `directory`; raises CalledProcessError with the compiler's words on standard error."""
+    kernel = repository() / "kernel"
+    binary = directory / name
+    command = [COMPILER, "-g", "-O1", SANITIZERS, "-fno-sanitize-recover=undefined", "-Wall", "-Wextra", "-Werror"]
+    command += [f"-I{kernel / 'core'}", f"-I{kernel / 'include'}", str(HERE / f"{name}.c"), "-o", str(binary)]
+    subprocess.run(command, check=True)
+    return binary
+
+
+def fuzz(binary: Path, name: str, directory: Path, seconds: int) -> str | None:
+    """Run a target for some seconds; None, or what libFuzzer says of the first input that fails a check."""
+    corpus = directory / f"{name}-corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    command = [str(binary), f"-max_total_time={seconds}", "-max_len=4096", "-timeout=10", "-print_final_stats=1"]
+    command += [f"-artifact_prefix={directory}/{name}-", str(corpus), str(HERE / "seeds" / name)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode == 0:
+        return None
+    return "\n".join(done.stderr.splitlines()[-40:])
+
+
+def main(arguments: list[str]) -> int:
+    """Run all targets, or those that are named; 1 when one of them finds something."""
+    parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
+    parser.add_argument("target", nargs="*", default=list(FUZZERS), help=f"default: {' '.join(FUZZERS)}")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.target if name not in FUZZERS]
+    if unknown:
+        parser.error(f"no target {unknown[0]!r}; there are {', '.join(FUZZERS)}")
+    directory = repository() / ".fuzz"
+    directory.mkdir(exist_ok=True)
+    found = False
+    for name in options.target:
+        print(f"{name}: {options.seconds} s", flush=True)
+        try:
+            finding = fuzz(build(name, directory), name, directory, options.seconds)
+        except subprocess.CalledProcessError as error:
+            print(f"{name} does not compile (status {error.returncode}); its messages are above", file=sys.stderr)
+            found = True
+            continue
+        if finding is not None:
+            print(finding)
+            found = True
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
