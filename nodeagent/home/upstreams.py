@@ -100,8 +100,10 @@ class Upstreams:
 
     def tick(self) -> None:
         """Once a second: refills, shrinks, closes what is too much."""
-        if not any(stock.opening for stock in self._stocks.values()):
-            self._early.clear()
+        if self._early and not self._opening():
+            early, self._early = self._early, {}
+            for key, cookie in early.items():
+                self._control.forget(key, cookie)
         used = self._used_endpoints()
         for pair, stock in list(self._stocks.items()):
             free, misses = self._kernel_stock(pair)
@@ -109,6 +111,9 @@ class Upstreams:
             self._carry_out(pair, stock, orders or stock.tick(free, self._loop.now))
             if not stock.total and not stock.target:
                 self._drop_stock(pair)
+
+    def _opening(self) -> bool:
+        return any(stock.opening for stock in self._stocks.values())
 
     def _used_endpoints(self) -> set[int]:
         used: set[int] = set()
@@ -235,6 +240,7 @@ class Upstreams:
         tag = self._tag(pair, address.family)
         for sock in made:
             fd = sock.fileno()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             try:
                 self._maps["sockets"].update(fd.to_bytes(4, "little"), tag)
                 start_connect(sock, address)
@@ -291,7 +297,6 @@ class Upstreams:
         stock.established()
         self.opened += 1
         self.by_key[upstream.key] = members[upstream.key] = upstream
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._loop.change(sock.fileno(), IN | HANGUP | ERROR)
 
     # ---- the end ----
@@ -301,8 +306,10 @@ class Upstreams:
         upstream = self.by_key.get(key)
         if upstream is not None and upstream.cookie == cookie:
             self.kill(upstream)
-        elif self._control.forget(key, cookie):
+        elif self._opening():
             self._early[key] = cookie  # it may be one of whose connection we have not been told yet
+        else:
+            self._control.forget(key, cookie)
 
     def kill(self, upstream: Upstream) -> None:
         """It is never lent again, and closed as soon as no client has it."""
