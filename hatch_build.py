@@ -35,6 +35,7 @@ class KernelObjects(BuildHookInterface[Any]):
             raise RuntimeError("make -C kernel left no *.bpf.o in kernel/build: the wheel would have no data path")
         for path in products:
             build_data["force_include"][str(path)] = f"{OBJECTS}/{path.name}"
+        build_data["force_include"][str(Path(self.root) / "samples")] = "underpass/samples"  # for `underpass demo`
         # Native code inside: the wheel belongs to this architecture, but to no particular Python.
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False
