@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nodeagent.cache.decode import filter_metadata, leftovers, parse, source_of, unique
+from nodeagent.cache.decode import filter_metadata, is_ip, leftovers, parse, source_of, unique
 from nodeagent.cache.resources import Assignment, Balance, Cluster, ClusterKind, Endpoint, Locality
 from nodeagent.errors import ResourceError
 from underpass.api import envoy
@@ -252,20 +252,10 @@ def _endpoint(message: Any, *, named: bool) -> Endpoint:
         extra.append("udp")
     if socket.resolver_name:
         extra.append("resolver")
-    if not _is_ip(socket.address):
+    if not is_ip(socket.address):
         if not named:
             raise ResourceError(f"endpoint {socket.address!r} is not an IP address")
         extra.append("dns-endpoint")
     if not 0 < socket.port_value < 65536:
         raise ResourceError(f"endpoint {socket.address} has port {socket.port_value}")
     return Endpoint(socket.address, socket.port_value, weight, usable, workload, tuple(extra))
-
-
-def _is_ip(text: str) -> bool:
-    from ipaddress import ip_address
-
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -53,6 +54,15 @@ def seconds(duration: Any) -> float:
     if value < 0:
         raise ResourceError(f"negative duration {value} s")
     return value
+
+
+def is_ip(text: str) -> bool:
+    """Whether `text` is an IPv4 or IPv6 address."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def filter_metadata(message: Any, key: str) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nodeagent.cache.decode import leftovers, parse, unique
+from nodeagent.cache.decode import is_ip, leftovers, parse, unique
 from nodeagent.cache.resources import Chain, Http, Listener, Tcp, WeightedCluster
 from nodeagent.cache.routes import routes_from
 from nodeagent.errors import ResourceError
@@ -53,7 +53,10 @@ def decode_listener(body: bytes) -> Listener:
 def _address(message: Any) -> tuple[str, int]:
     if message.WhichOneof("address") != "socket_address":
         raise ResourceError("the listener's address is not an IP address and port")
-    return message.socket_address.address, message.socket_address.port_value
+    address, port = message.socket_address.address, message.socket_address.port_value
+    if not is_ip(address) or not 0 <= port < 65536:
+        raise ResourceError(f"the listener's address {address}:{port} is not an IP address and port")
+    return address, port
 
 
 def _chain(message: Any) -> Chain:
@@ -95,6 +98,8 @@ def _chain(message: Any) -> Chain:
 
 def _single(prefix: Any) -> str | None:
     """The address of a prefix that covers only one."""
+    if not is_ip(prefix.address_prefix):
+        raise ResourceError(f"{prefix.address_prefix!r} is not an IP address")
     whole = 128 if ":" in prefix.address_prefix else 32
     return str(prefix.address_prefix) if prefix.prefix_len.value == whole else None
 

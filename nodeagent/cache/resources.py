@@ -102,7 +102,7 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """Answer with a redirect; details are the waypoint's."""
+    """Answer with a redirect; details are the waypoint's. `code` 0: one that this schema does not know."""
 
     code: int
 

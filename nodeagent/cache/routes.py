@@ -49,6 +49,7 @@ _ACTION_FEATURES: Final = {
     "rate_limits": "rate-limit",
     "hash_policy": "consistent-hash",
 }
+_REDIRECTS: Final = {0: 301, 1: 302, 2: 303, 3: 307, 4: 308}
 _PER_FILTER: Final = {
     "envoy.filters.http.cors": "cors",
     "envoy.filters.http.local_ratelimit": "rate-limit",
@@ -161,7 +162,7 @@ def _route(message: Any) -> Route:
         action, more = _forward(message.route)
         extra += more
     elif kind == "redirect":
-        action = Redirect(code=(301, 302, 303, 307, 308)[message.redirect.response_code])
+        action = Redirect(code=_REDIRECTS.get(message.redirect.response_code, 0))
     elif kind == "direct_response":
         if not 200 <= message.direct_response.status < 600:
             raise ResourceError(f"direct response with status {message.direct_response.status}")

@@ -45,7 +45,7 @@ def listener(name: str, route: str, port: int = 80) -> Resource:
     manager.rds.route_config_name = route
     manager.rds.config_source.ads.SetInParent()
     message = envoy.Listener(name=name)
-    message.address.socket_address.port_value = port
+    message.address.socket_address.address, message.address.socket_address.port_value = "0.0.0.0", port
     message.filter_chains.add().filters.add(name="http").typed_config.CopyFrom(envoy.pack_any(manager))
     return encode(LISTENER, name, message)
 
