@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,3 +105,14 @@ def _routes(listener: Any) -> list[str]:
             if manager.HasField("rds"):
                 out.append(str(manager.rds.route_config_name))
     return out
+
+
+@pytest.mark.parametrize("name", ["inbound-policy", "peer-plain", "gateway-policy", "policy-levels", "sidecar-egress"])
+@pytest.mark.parametrize("node", NODES)
+def test_a_change_of_policy_is_never_remembered_away(name: str, node: Node) -> None:
+    """Each way: a policy that comes, and one that goes."""
+    plain, ruled = mesh([]), mesh([name])
+    for before, after in ((plain, ruled), (ruled, plain)):
+        first = prepare(before)
+        translate(first, node)
+        assert data(translate(prepare(after, first), node)) == data(translate(prepare(after), node))
