@@ -254,7 +254,8 @@ class _Explainer:
     def _service_key(self, view: int, host: str, port: int) -> ServiceKey | None:
         """The key of the service behind a host.
 
-        The host is its address, or a name that stands beside the address among the domains of a virtual host.
+        The host is its address, or a name that stands beside the address among the domains of a virtual host. A service
+        that is not HTTP has none: it is known by the host of its only cluster.
         """
         try:
             return ServiceKey(view, port, _TCP, address(str(ip_address(host))))
@@ -267,7 +268,21 @@ class _Explainer:
             service = Service.unpack(value) if value is not None else Service()
             if service.kind == ServiceKind.HTTP and self._same_host(service.table, host, key):
                 return key
+            if service.kind == ServiceKind.TCP and host.lower() in self._tcp_names(service, view):
+                return key
         return None
+
+    def _tcp_names(self, service: Service, view: int) -> set[str]:
+        """What clients of the view may call a TCP service: its host, and the short forms of a Kubernetes name."""
+        route = self._route(service.tcp.route)
+        if route is None or len(route.clusters) != 1:
+            return set()
+        host = route.clusters[0][0].rpartition("|")[2]
+        parts = host.split(".")
+        if parts[2:3] != ["svc"]:
+            return {host}
+        names = {host, f"{parts[0]}.{parts[1]}", f"{parts[0]}.{parts[1]}.svc"}
+        return names | {parts[0]} if self._names[NameKind.VIEW].get(view, "").startswith(f"{parts[1]}/") else names
 
     def _same_host(self, table: int, host: str, key: ServiceKey) -> bool:
         """Whether a host and a VIP are domains of one virtual host: then they have the same record."""

@@ -336,8 +336,9 @@ def _virtual_service(compiled: _Compiled, config: Config, in_force: bool) -> Ite
         found = tuple(compiled.placements.get((key.kind, key.namespace, key.name, index), ()))
         where, why = _summary(found)
         if not found:
-            where, why = NOWHERE, _absence(in_force, only_gateways, catch_all)
-            where = GATEWAY if in_force and only_gateways else where
+            elsewhere = only_gateways or _gateways_only(rule)
+            why = _absence(in_force, elsewhere, catch_all)
+            where = GATEWAY if in_force and elsewhere else NOWHERE
         if catch_all < 0 and (not rule.match or any(_takes_all(match) for match in rule.match)):
             catch_all = index
         yield Rule(f"http[{index}]", index, rule.name, config.line(f"http[{index}]"), where, why, found)
@@ -345,6 +346,11 @@ def _virtual_service(compiled: _Compiled, config: Config, in_force: bool) -> Ite
         for index, rule in enumerate(rules):
             where, why = _connection_rule(compiled, kind, rule, in_force, only_gateways)
             yield Rule(f"{kind}[{index}]", index, "", config.line(f"{kind}[{index}]"), where, why)
+
+
+def _gateways_only(rule: Any) -> bool:
+    """Whether each of a rule's matches is for gateways."""
+    return bool(rule.match) and all(match.gateways and "mesh" not in match.gateways for match in rule.match)
 
 
 _NEVER: Final = "never reached"
@@ -473,6 +479,12 @@ def _verdict_problems(done: Analysis) -> Iterator[Problem]:
             yield Problem(WARNING, note.code, verdict.file, note.line, *who, note.message)
 
 
+def _idle(item: Judged, rule: Rule) -> bool:
+    """Whether a rule does nothing and nobody has said so: what is never reached the control plane notes by itself."""
+    alive = item.state == "accepted" and item.kind == "VirtualService"
+    return alive and rule.where == NOWHERE and not rule.why.startswith(_NEVER)
+
+
 def _rule_problems(objects: Iterable[Judged]) -> Iterator[Problem]:
     for item in objects:
         who = (item.kind, item.namespace, item.name)
@@ -487,9 +499,8 @@ def _rule_problems(objects: Iterable[Judged]) -> Iterator[Problem]:
             elif rule.where == WAYPOINT and rule.placements:
                 text = f"{rule.path} needs a waypoint ({rule.why}); where none is, its requests get a 503 that says so"
                 yield Problem(WARNING, "needs-waypoint", item.file, rule.line, *who, text)
-            elif rule.where == NOWHERE and item.state == "accepted" and item.kind == "VirtualService":
-                if not rule.why.startswith(_NEVER):  # the control plane notes that by itself
-                    yield Problem(WARNING, "no-effect", item.file, rule.line, *who, f"{rule.path}: {rule.why}")
+            elif _idle(item, rule):
+                yield Problem(WARNING, "no-effect", item.file, rule.line, *who, f"{rule.path}: {rule.why}")
         for detail, rules in over.items():
             more = f" and {len(rules) - 1} more rules" if len(rules) > 1 else ""
             text = f"{rules[0].path}{more}: {detail}; their requests go to the home peer"
