@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from nodeagent.bpf.abc import Kernel, Link, Map, Program
-from nodeagent.bpf.errors import BpfError, NoSuchDeviceError, NotPinnedError, UnsupportedFeatureError
+from nodeagent.bpf.errors import BpfError, KeyExistsError, NoSuchDeviceError, NotPinnedError, UnsupportedFeatureError
 from nodeagent.node.netns import inside
 from nodeagent.node.paths import NodePaths
 from nodeagent.node.programs import HOME_SLOTS, SLOTS, Slot
 from nodeagent.node.registry import Workload
+
+
+_RELEASES, _RELEASE = 20, 0.01  # how often, and after how many seconds, an attachment is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +148,24 @@ class Attacher:
             cgroup = workload.cgroup if workload is not None else self.paths.home_cgroup
             return self.kernel.attach_cgroup(program, cgroup, slot.attach_type)
         assert workload is not None
-        try:
-            with self._where(slot, workload) as ifindex:
-                link = self.kernel.attach_tcx(program, ifindex, slot.attach_type)
-        except UnsupportedFeatureError:
-            if self.tcx:
-                raise
-            self.tcx = False
-            return None
-        self.tcx = True
-        return link
+        for attempt in range(_RELEASES):
+            try:
+                with self._where(slot, workload) as ifindex:
+                    link = self.kernel.attach_tcx(program, ifindex, slot.attach_type)
+            except UnsupportedFeatureError:
+                if self.tcx:
+                    raise
+                self.tcx = False
+                return None
+            except KeyExistsError:
+                # the kernel takes an unpinned link off a little later, and one program not twice
+                if attempt == _RELEASES - 1:
+                    raise
+                time.sleep(_RELEASE)
+                continue
+            self.tcx = True
+            return link
+        raise AssertionError("unreachable")
 
     def _ensure_clsact(self, key: str, slot: Slot, workload: Workload, repairs: list[Repair]) -> None:
         with self._where(slot, workload) as ifindex:
