@@ -21,7 +21,6 @@ from nodeagent.node.paths import NodePaths
 from nodeagent.node.programs import HOME_SLOTS, SLOTS, Slot
 from nodeagent.node.registry import Workload
 
-
 _RELEASES, _RELEASE = 20, 0.01  # how often, and after how many seconds, an attachment is tried again
 
 
