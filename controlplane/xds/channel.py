@@ -249,6 +249,10 @@ class Channel:
             return self.additions(view)
         return ready
 
+    def has_fresh(self, ready: Iterable[tuple[str, Resource | None]]) -> bool:
+        """Whether the client is not known to have some version of one of the resources that it is about to be told."""
+        return any(r is not None and not isinstance(self.pending.get(name), str) for name, r in ready)
+
     def removals(self, view: View) -> list[str]:
         """Names that the client has and that are gone; to be told after all additions."""
         return [

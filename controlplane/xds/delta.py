@@ -68,6 +68,7 @@ class DeltaSession(Session):
     def _add(self, channel: Channel, view: View) -> Response | None:
         ready = channel.additions(view)
         count = self._fit(ready, lambda resource: resource.delta_size)
+        fresh = channel.has_fresh(ready[:count])
         resources: dict[str, Resource] = {}
         removed: list[str] = []
         for name, resource in ready[:count]:
@@ -80,7 +81,7 @@ class DeltaSession(Session):
             return None
         response = self._frame(channel, resources.values(), [name for name, _ in ready[:count]], removed)
         if channel.type_url == CLUSTER:
-            self._clusters_said(resources.values())
+            self._clusters_said(resources.values(), response.nonce, fresh=fresh)
         return response
 
     def _remove(self, channel: Channel, view: View) -> Response | None:

@@ -59,6 +59,9 @@ SERVICE_NAMES: Final = (_ADS, *_SERVICES)
 #: How long removals wait for a client's answers, seconds. An Envoy may be silent for its 15 s of cluster warming.
 REMOVAL_GRACE: Final = 20.0
 
+#: How long changes of routes wait for new clusters to be answered for, seconds.
+WARMING_GRACE: Final = 5.0
+
 #: gRPC's own defaults shed a reconnect storm of more than about a thousand streams; and a request may carry the
 #: versions of every resource that a large client has.
 CHANNEL_OPTIONS: Final[Sequence[tuple[str, int]]] = (
@@ -367,10 +370,12 @@ class XdsServer:
             self._arm_release(connection)
 
     def _arm_release(self, connection: Connection) -> None:
-        """Removals that wait for a client's answers do not wait for ever."""
-        if connection.session.blocked:
+        """What waits for a client's answers does not wait for ever."""
+        session = connection.session
+        if session.blocked:
             if connection.release is None:
-                connection.release = asyncio.get_running_loop().call_later(self._grace, self._release, connection)
+                grace = min(self._grace, WARMING_GRACE) if session.holding else self._grace
+                connection.release = asyncio.get_running_loop().call_later(grace, self._release, connection)
         elif connection.release is not None:
             connection.release.cancel()
             connection.release = None

@@ -6,8 +6,9 @@ works from the newest view, so a slow client is told the latest content once and
 
 Order (ADS): additions and changes in push order (CDS EDS LDS RDS ...), each type only when the ones before it are said;
 then, when the client has answered or its grace is over (``release``), removals in reverse order. So a route never
-points to a cluster that was taken away a moment before (make before break). The rules that this file holds are listed
-in ``docs/xds.md`` with the test for each.
+points to a cluster that was taken away a moment before (make before break). Nor to one that is not usable yet: when new
+clusters were said to a client that has routes, changes of its listeners and routes wait for the answer, which an Envoy
+gives when the clusters are warm. The rules that this file holds are listed in ``docs/xds.md`` with the test for each.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from google.protobuf.message import DecodeError
 
 from controlplane.snapshot.resource import Resource, text
 from controlplane.snapshot.state import diff as compare
-from controlplane.snapshot.urls import ENDPOINT, PUSH_ORDER
+from controlplane.snapshot.urls import CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER, ROUTE, SCOPED_ROUTE, VIRTUAL_HOST
 from controlplane.xds.channel import Channel, Diff, View
 from controlplane.xds.events import Acked, Event, ProtocolError, Query, Response, TypeStatus
 
 _RANK: Final = {type_url: rank for rank, type_url in enumerate(PUSH_ORDER)}
 _LAST: Final = len(PUSH_ORDER)
+#: Types that send traffic to clusters.
+_REFERRING: Final = frozenset({LISTENER, ROUTE, SCOPED_ROUTE, VIRTUAL_HOST})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class Session(ABC):
         self._view: View | None = None
         self._sequence = 0
         self._released = False
+        #: Responses that brought clusters which the client did not have.
+        self._fresh_clusters: dict[str, None] = {}
         #: Endpoints to say again because their cluster was said; kept for an EDS subscription that comes later.
         self._endpoints_due: dict[str, None] = {}
         self._replies: deque[Response] = deque()
@@ -191,6 +196,8 @@ class Session(ABC):
             return None
         for channel in self._order:
             if channel.pending or channel.answer_due or channel.retry_due:
+                if self._must_wait(channel):
+                    continue
                 response = self._add(channel, self._view)
                 if response is not None:
                     self._released = False
@@ -205,9 +212,24 @@ class Session(ABC):
             self._released = False
         return None
 
+    def _must_wait(self, channel: Channel) -> bool:
+        """Whether a type refers to clusters that may not be usable yet. A client without routes has no such traffic."""
+        return channel.type_url in _REFERRING and bool(channel.acked_nonce) and self._warming()
+
+    def _warming(self) -> bool:
+        if self._fresh_clusters:
+            outstanding = self._channels[CLUSTER].outstanding
+            self._fresh_clusters = {nonce: None for nonce in self._fresh_clusters if nonce in outstanding}
+        return bool(self._fresh_clusters)
+
+    @property
+    def holding(self) -> bool:
+        """Changes of listeners or routes wait for new clusters; :meth:`release` ends the wait."""
+        return any(channel.pending and self._must_wait(channel) for channel in self._order)
+
     @property
     def blocked(self) -> bool:
-        """Removals wait for the client's answers; :meth:`release` ends the wait."""
+        """Something waits for the client's answers, removals at least; :meth:`release` ends the wait."""
         return (
             not self._released
             and any(channel.pending for channel in self._order)
@@ -220,8 +242,11 @@ class Session(ABC):
         return not any(channel.pending or channel.outstanding for channel in self._order)
 
     def release(self) -> None:
-        """The client had time enough: send removals although it has not answered."""
-        self._released = True
+        """The client had time enough: go on although it has not answered, first with changes, then with removals."""
+        if self.holding:
+            self._fresh_clusters.clear()
+        else:
+            self._released = True
 
     @abstractmethod
     def _add(self, channel: Channel, view: View) -> Response | None:
@@ -244,11 +269,13 @@ class Session(ABC):
                 return count
         return len(ready)
 
-    def _clusters_said(self, resources: Iterable[Resource]) -> None:
+    def _clusters_said(self, resources: Iterable[Resource], nonce: str, *, fresh: bool) -> None:
         """A client that is told a cluster must hear its endpoints after it, even unchanged ones.
 
         An Envoy whose cluster changed waits for them for 15 seconds, and answers no other cluster update meanwhile.
         """
+        if fresh:
+            self._fresh_clusters[nonce] = None
         endpoints = self._channels.get(ENDPOINT)
         for resource in resources:
             for type_url, name in resource.needs:

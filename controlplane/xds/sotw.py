@@ -84,11 +84,12 @@ class SotwSession(Session):
             if not ready and not channel.answer_due:
                 return None
             said = [resource for _, resource in ready if resource is not None]
+            fresh = channel.has_fresh(ready)
             for name, resource in ready:
                 channel.settle(name, resource)
             response = self._full(channel, view, [name for name, _ in ready])
             if channel.type_url == CLUSTER:
-                self._clusters_said(said)
+                self._clusters_said(said, response.nonce, fresh=fresh)
             return response
         answers: list[tuple[str, Resource]] = []
         count = self._fit(ready, lambda resource: resource.sotw_size)

@@ -309,11 +309,16 @@ def test_push_order_and_removals_last() -> None:
         )
     )
     made = c.hear_all()
-    assert [s.brief for s in made] == [("C", ["c"], []), ("R", ["80"], [])]
+    assert [s.brief for s in made] == [("C", ["c"], [])], "no route to a cluster that is not warm yet"
     c.ask("E", ["c"])
     more = c.hear_all()
     assert [s.brief for s in more] == [("E", ["c"], [])]
-    for s in [*made, *more]:
+    assert c.hear() is None
+    assert c.session.holding
+    c.ack(made[0])
+    routed = c.hear_all()
+    assert [s.brief for s in routed] == [("R", ["80"], [])]
+    for s in [*more, *routed]:
         assert c.hear() is None, "the old cluster stays until every answer is in"
         c.ack(s)
     assert [s.brief for s in c.hear_all()] == [("E", [], ["b"]), ("C", [], ["b"])]
@@ -384,3 +389,39 @@ def test_no_state_leaks_between_streams_of_one_node() -> None:
     heard(one.hear())
     two.ask("C")
     assert heard(two.hear()).names == ["a", "b"]
+
+
+def test_routes_wait_for_new_clusters_but_not_for_ever_nor_for_changed_ones() -> None:
+    def view(*clusters: str, timeout: int = 1) -> FakeView:
+        return FakeView(snapshot(*(cluster(n, timeout) for n in clusters), routes("80", *clusters)))
+
+    c = talk(view("a"))
+    c.ask("C")
+    c.ask("R", ["80"])
+    first = c.hear_all()
+    assert [said.type for said in first] == ["C", "R"], "a client without routes has no traffic to lose"
+    for said in first:
+        c.ack(said)
+    c.change(view("a", "b"))
+    assert [said.type for said in c.hear_all()] == ["C"]
+    assert c.session.holding
+    c.session.release()
+    assert [said.type for said in c.hear_all()] == ["R"]
+    c.change(view("a", "b", timeout=2))
+    assert [said.type for said in c.hear_all()] == ["C"]
+    assert not c.session.holding
+    c.change(FakeView(snapshot(cluster("a", 3), cluster("b", 3), routes("80", "a"))))
+    assert [said.type for said in c.hear_all()] == ["C", "R"], "clusters that the client has do not hold routes up"
+
+
+def test_a_refused_cluster_does_not_hold_routes_up() -> None:
+    c = talk()
+    c.ask("C")
+    c.ask("R", ["80"])
+    for said in c.hear_all():
+        c.ack(said)
+    c.change(FakeView(snapshot(cluster("a"), cluster("b"), cluster("x"), routes("80", "a"))))
+    said = heard(c.hear())
+    assert c.hear() is None
+    c.ask("C", nonce=said.nonce, error="x: no")
+    assert [said.type for said in c.hear_all()] == ["R"]
