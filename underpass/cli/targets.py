@@ -16,6 +16,7 @@ from typing import Annotated, Final
 import typer
 
 from nodeagent.bpf import features
+from nodeagent.errors import AgentError
 from nodeagent.node.paths import RUN_ROOT
 from nodeagent.node.registry import Registry, Workload
 from underpass.cli.errors import UNREACHABLE, USAGE, CliError
@@ -68,8 +69,7 @@ class Machine:
     labs: Mapping[str, Lab] = field(default_factory=dict)
 
 
-def discover() -> Machine:
-    """Look for nodes and labs. Raises CliError when this user may not look, or when there is no bpffs."""
+def _labs() -> dict[str, Lab]:
     labs = {}
     for name in all_names():
         try:
@@ -78,6 +78,12 @@ def discover() -> Machine:
             continue  # a broken state file must not hide the other nodes; `underpass lab` tells about it
         if state is not None:
             labs[name] = Lab(name, tuple(state.nodes), state.http)
+    return labs
+
+
+def discover() -> Machine:
+    """Look for nodes and labs. Raises CliError when this user may not look, or when there is no bpffs."""
+    labs = _labs()
     owners = {node: lab.name for lab in labs.values() for node in lab.nodes}
     pins = features.bpffs() / "underpass"
     names = {path.name for path in _list(pins)}
@@ -89,6 +95,17 @@ def discover() -> Machine:
         ),
         labs,
     )
+
+
+def discover_control_plane() -> Machine:
+    """As `discover`, as far as finding the control plane needs it: users who may not see nodes may ask it, too."""
+    try:
+        return discover()
+    except (CliError, AgentError):
+        try:
+            return Machine(labs=_labs())
+        except OSError:
+            return Machine()
 
 
 def _list(directory: Path) -> list[Path]:

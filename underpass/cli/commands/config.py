@@ -10,7 +10,7 @@ from underpass.cli import ask, output
 from underpass.cli.errors import FAILED
 from underpass.cli.output import API_VERSION, Output, OutputOption
 from underpass.cli.records import verdicts as records
-from underpass.cli.targets import ControlPlaneOption, LabOption, control_plane, discover
+from underpass.cli.targets import ControlPlaneOption, LabOption, control_plane, discover_control_plane
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
@@ -33,7 +33,7 @@ def status(
 
     Exit code 1 when one of those shown is not in force as written.
     """
-    where = control_plane(address, discover(), lab)
+    where = control_plane(address, discover_control_plane(), lab)
     found = records.items(ask.control_plane(where, "/api/v1/config/status"))
     shown = records.select(found, kind or (), namespace, bad=problems)
     if form is Output.JSON:

@@ -9,7 +9,7 @@ from typing import Any
 from underpass.cli import ask, output
 from underpass.cli.errors import CliError
 from underpass.cli.output import API_VERSION, Output, OutputOption
-from underpass.cli.targets import ControlPlaneOption, LabOption, control_plane, discover
+from underpass.cli.targets import ControlPlaneOption, LabOption, control_plane, discover_control_plane
 
 
 def own() -> str:
@@ -35,7 +35,7 @@ def version(form: OutputOption = Output.TABLE, address: ControlPlaneOption = Non
     }
     trouble = ""
     try:
-        where = control_plane(address, discover(), lab)
+        where = control_plane(address, discover_control_plane(), lab)
         page = ask.control_plane(where, "/version", timeout=2.0)
         found["control_plane"] = {
             "address": where,
@@ -45,8 +45,6 @@ def version(form: OutputOption = Output.TABLE, address: ControlPlaneOption = Non
         if address is not None:
             raise
         trouble = error.what
-    except Exception as error:  # noqa: BLE001 - a machine without bpffs has a version all the same
-        trouble = str(error)
     if form is Output.JSON:
         output.write_json(found)
         return

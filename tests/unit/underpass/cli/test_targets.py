@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from nodeagent.node.registry import Workload
+from underpass.cli import targets
 from underpass.cli.errors import UNREACHABLE, USAGE, CliError
-from underpass.cli.targets import DEFAULT_HTTP, Lab, Machine, Node, choose, control_plane, find_workload
+from underpass.cli.targets import DEFAULT_HTTP, Lab, Machine, Node, choose, control_plane, find_workload, pinned_nodes
 
 
 def node(name: str, lab: str = "", pinned: bool = True) -> Node:
@@ -95,3 +96,28 @@ def test_a_workload_that_is_ambiguous_or_unknown() -> None:
     assert error.value.next_step == "did you mean shop/web?"
     with pytest.raises(CliError, match="there are no workloads"):
         find_workload("web", [])
+
+
+def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(CliError, match="user 1000 is not root") as error:
+        pinned_nodes(None, None)
+    assert error.value.exit_code == UNREACHABLE
+
+
+def test_a_machine_without_nodes_says_what_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(targets, "discover", lambda: Machine((node("node-1", pinned=False),)))
+    with pytest.raises(CliError, match="no maps are pinned on node-1") as error:
+        pinned_nodes(None, None)
+    assert "start underpass-agent" in error.value.next_step
+    assert error.value.exit_code == UNREACHABLE
+
+
+def test_the_control_plane_is_found_by_who_may_not_see_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Machine:
+        raise CliError("cannot look into /sys/fs/bpf/underpass")
+
+    monkeypatch.setattr(targets, "discover", refuse)
+    monkeypatch.setattr(targets, "_labs", lambda: {"default": DEFAULT})
+    assert control_plane(None, targets.discover_control_plane(), None) == "127.0.0.1:4000"
