@@ -143,7 +143,8 @@ def judge(files: Mapping[str, str], *, domain: str = "cluster.local") -> Report:
         key = (verdict.kind, verdict.namespace, verdict.name)
         rules: tuple[Rule, ...] = ()
         if verdict.state == "accepted" or (verdict.code == "duplicate-host" and key not in rejected):
-            rules = tuple(_rules(mesh, compiled, Key(*key), verdict.state == "accepted"))
+            found = _rules(mesh, compiled, Key(*key), verdict.state == "accepted")
+            rules = tuple(_without_service(rule, assumed) for rule in found)
         objects.append(Judged(*key, file=verdict.file, line=verdict.line, state=verdict.state, rules=rules))
     problems = [*_verdict_problems(done), *_rule_problems(objects), *_agent_problems(compiled, hosts, states)]
     ordered = sorted(dict.fromkeys(problems), key=lambda p: (p.file, p.line, p.severity, p.message))
@@ -326,6 +327,15 @@ def _rules(mesh: Mesh, compiled: _Compiled, key: Key, in_force: bool) -> Iterato
         peer = next((c for c in mesh.peer_authentications if c.meta.key == key), None)
         if peer is not None:
             yield from _peer(peer)
+
+
+def _without_service(rule: Rule, assumed: Sequence[str]) -> Rule:
+    """The rule, which tells of a destination that is only taken to exist."""
+    named = {name.rpartition("|")[2] for placement in rule.placements for name, _ in placement.clusters}
+    missing = ", ".join(host for host in assumed if host in named)
+    if not missing:
+        return rule
+    return replace(rule, why="; ".join(filter(None, (rule.why, f"503 while there is no service {missing}"))))
 
 
 def _virtual_service(compiled: _Compiled, config: Config, in_force: bool) -> Iterator[Rule]:

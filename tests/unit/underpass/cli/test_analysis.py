@@ -130,6 +130,7 @@ def test_rules_alone_are_judged_as_if_their_hosts_were_there() -> None:
     http = "  - match: [{uri: {prefix: /a}}]\n    rewrite: {uri: /b}\n    route: [{destination: {host: web}}]"
     report = judge({"rules.yaml": virtual(http, host="web")})
     assert report.assumed == ("web.shop.svc.cluster.local",)
+    assert find(report, "rules").rules[0].why == "rewrite; 503 while there is no service web.shop.svc.cluster.local"
     assert wheres(report, "rules") == ["waypoint"]
     assert problem(report, "unknown-host").severity == "warning"
 
