@@ -21,7 +21,8 @@ class AdsStream:
         self._channel = grpc.insecure_channel(address)
         self._requests: queue.Queue[bytes | None] = queue.Queue()
         path = method or _ADS + ("DeltaAggregatedResources" if delta else "StreamAggregatedResources")
-        self._call = self._channel.stream_stream(path)(iter(self._sending()), timeout=60)
+        stream: Any = self._channel.stream_stream(path)  # bytes both ways: the stubs want serializers
+        self._call: Any = stream(iter(self._sending()), timeout=60)
 
     def _sending(self) -> Iterator[bytes]:
         while (item := self._requests.get()) is not None:

@@ -14,7 +14,6 @@ import socket
 import sys
 import threading
 import time
-from typing import IO
 
 from underpass.lab.answer import pattern
 
@@ -35,7 +34,7 @@ class Connection:
     def __init__(self, host: str, port: int) -> None:
         self.socket = socket.create_connection((host, port), timeout=PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.file: IO[bytes] = self.socket.makefile("rb", 1 << 16)
+        self.file = self.socket.makefile("rb", 1 << 16)
 
     def head(self) -> tuple[int, dict[str, str]]:
         """Status and headers of the next final response."""
@@ -54,7 +53,8 @@ class Connection:
     def body(self, fields: dict[str, str]) -> bytes:
         """A body by length or in chunks."""
         if "chunked" not in fields.get("transfer-encoding", ""):
-            return self.file.read(int(fields.get("content-length", "0")))
+            data: bytes = self.file.read(int(fields.get("content-length", "0")))
+            return data
         out = b""
         while size := int(self.file.readline().split(b";")[0], 16):
             out += self.file.read(size)
@@ -71,7 +71,8 @@ class Connection:
             down = SMALLEST_JSON
         chunked = rng.random() < 0.15
         target = f"/{rng.randrange(100)}?call=&bytes={down}" + ("&chunked=1" if chunked else "")
-        head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n" + (f"Content-Length: {len(up)}\r\n" if up else "") + "\r\n"
+        length = f"Content-Length: {len(up)}\r\n" if up else ""
+        head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{length}\r\n"
         if len(up) > 3000 and rng.random() < 0.5:
             self.socket.sendall(head.encode())
             self.socket.sendall(up)

@@ -147,7 +147,7 @@ class Conversation:
         """One request: in state of the world *names* are all names, in delta the newly subscribed ones."""
         url = SHORT.get(letter, letter)
         if self.delta:
-            request = envoy.DeltaDiscoveryRequest(
+            request: Any = envoy.DeltaDiscoveryRequest(
                 type_url=url,
                 resource_names_subscribe=list(names),
                 resource_names_unsubscribe=list(unsubscribe),
@@ -170,7 +170,7 @@ class Conversation:
 
     def decode(self, response: Response) -> Said:
         if self.delta:
-            message = envoy.DeltaDiscoveryResponse.FromString(response.data)
+            message: Any = envoy.DeltaDiscoveryResponse.FromString(response.data)
             names = [resource.name for resource in message.resources]
             assert len(names) == len(set(names)), "a name twice in one response"
             assert not set(names) & set(message.removed_resources), "a name both sent and removed"
