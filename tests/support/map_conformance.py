@@ -1,4 +1,4 @@
-"""What every `Map` must do, whichever kernel it is of. Run by test_map_conformance.py (fake) and its twin in tests/bpf."""
+"""What every `Map` must do, the fake and the real one: run by test_map_conformance.py and its twin in tests/bpf."""
 
 from __future__ import annotations
 
