@@ -249,7 +249,6 @@ static __noinline int up_packet_move(struct __sk_buff *skb, struct up_move *m)
 	if (!m)
 		return -1;
 	l4 = m->l4 = m->v6 ? UP_ETH + 40 : UP_ETH + 20;
-	m->l4 = l4;
 	if (d + l4 + 20 > e)
 		return -1;
 	th = d + l4;

@@ -36,11 +36,18 @@ _BACKLOG = 4096
 _FREEBIND = 15  # IP_FREEBIND, also for IPv6 sockets
 _ACCEPTS = 64  # at one wake-up, so that others get their turn
 _CONNECT_TIMEOUT = 3.0
+_SOCKET_BUFFER = 1 << 19  # bytes; the kernel keeps twice as many
 _HEAD_TIMEOUT = 60.0
 _LINGER = 2.0
 _LEGS_KEPT, _LEG_IDLE = 8, 3.0  # below the shortest keep-alive of common servers (Node.js: 5 s)
 _GRACE, _GRACE_ROOM = 1.0, 16384
 _FLAGS, _WORKLOAD, _TABLE, _COOKIE = (offset_of("up_conn", name) for name in ("flags", "workload", "table", "cookie"))
+
+
+def _bound(sock: socket.socket) -> None:
+    """Bounds what a stalled peer can leave in our buffers: TCP's own tuning would go on to many megabytes a side."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
 
 
 class Leg:
@@ -139,6 +146,7 @@ class Clients:
                 if cause.errno in (errno.EMFILE, errno.ENFILE):
                     log.error("no descriptors left for home connections: %s", cause)
                 return
+            _bound(sock)
             client = Client(sock, tuple_key(packed(peer[0]), peer[1], own, port))
             self.accepted += 1
             if client.key in self._ended and self._has_ended(client):
@@ -384,6 +392,7 @@ class Clients:
         try:
             (sock,) = self._pods.sockets(pod, address, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _bound(sock)
         except (OSError, BpfError) as cause:
             log.warning("no connection of %s to endpoint %d: %s", pod.key, decision.endpoint, cause)
             return relay.endpoint_failed("connect-failed")
