@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import pytest
 
@@ -83,7 +84,7 @@ class Memory:
         self.peak, self._over = 0, threading.Event()
         self._sampler = threading.Thread(target=self._sample)
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> Self:
         self._sampler.start()
         return self
 

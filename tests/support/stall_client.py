@@ -1,6 +1,7 @@
 """A client that stops reading, or whose server stops: `stall_client.py read|send HOST PORT MIB WARM`. One JSON object.
 
-WARM small requests go first over the same connection, so that the kernel has wires for the one that stalls. read: asks for a body, reads 1 MiB, then nothing for a while, then the rest. send: uploads to a server that waits before
+WARM small requests go first over the same connection, so that the kernel has wires for the one that stalls. read:
+asks for a body, reads 1 MiB, then nothing for a while, then the rest. send: uploads to a server that waits before
 it reads.
 """
 
@@ -75,6 +76,7 @@ def send(host: str, port: int, size: int, first_requests: int) -> dict[str, obje
                 at += s.send(view[at : at + (1 << 18)])
             except BlockingIOError:
                 pass
+        s.setblocking(True)
         answer = s.recv(65536)
         while b"}" not in answer and (more := s.recv(65536)):
             answer += more
