@@ -22,18 +22,20 @@ class Key:
 
 @dataclass
 class Decided:
-    """Requests by who decided them, and why some were left to home."""
+    """Requests by who decided them, why some were left to home, and every counter of the data path."""
 
     kernel: int = 0
     home: int = 0
     punts: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
 
-    def add(self, kernel: int, home: int, punts: dict[str, int]) -> None:
+    def add(self, kernel: int, home: int, punts: dict[str, int], counters: dict[str, int]) -> None:
         """Count more."""
         self.kernel += kernel
         self.home += home
-        for reason, count in punts.items():
-            self.punts[reason] = self.punts.get(reason, 0) + count
+        for total, more in ((self.punts, punts), (self.counters, counters)):
+            for name, count in more.items():
+                total[name] = total.get(name, 0) + count
 
     @property
     def share(self) -> float | None:

@@ -83,7 +83,7 @@ def one(options: argparse.Namespace, road: Road, scenario: Scenario, connections
         results.add(key, ask(scenario, road.target(scenario), connections, options.seconds))
         if road.counters and before is not None:
             more = road.counters().since(before)
-            results.decided.setdefault(key, Decided()).add(more.kernel, more.home, more.punts)
+            results.decided.setdefault(key, Decided()).add(more.kernel, more.home, more.punts, more.all)
     except (BenchError, LabError) as error:
         results.failures[key] = str(error)
         say(f"{scenario.name}, {road.name}, {connections} connections: {error}")
