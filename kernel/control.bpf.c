@@ -27,12 +27,8 @@ static __noinline int up_reclaim(struct up_tuple *t)
 	bpf_spin_unlock(&u->lock);
 	if (!taken)
 		return UP_CTL_BUSY;
-	if (active) {
-		struct up_endpoint_stat *s = bpf_map_lookup_elem(&endpoint_stats, &endpoint);
-
-		if (s)
-			__sync_fetch_and_add(&s->active, -1);
-	}
+	if (active)
+		up_answered(endpoint, 0);
 	up_count(UP_C_RECLAIMED);
 	up_release(u, t, workload, endpoint, 1);
 	return UP_CTL_OK;

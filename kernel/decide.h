@@ -156,17 +156,6 @@ static __noinline int up_pick_endpoint(struct up_conn *c, struct up_verdict *v)
 	return UP_OK;
 }
 
-UP_INLINE void up_active(struct up_conn *u, __u32 endpoint, int by)
-{
-	struct up_endpoint_stat *s = bpf_map_lookup_elem(&endpoint_stats, &endpoint);
-
-	if (!s)
-		return;
-	__sync_fetch_and_add(&s->active, by);
-	if (by > 0)
-		__sync_fetch_and_add(&s->requests, 1);
-}
-
 /* The request on the wire begins: what its response and its end are measured from. Under u->lock. */
 UP_INLINE void up_begin(struct up_conn *u, struct up_packet *p, struct up_head *h, struct up_verdict *v, __u32 workload)
 {
@@ -208,7 +197,7 @@ static __noinline void up_let_go(struct up_conn *c, struct up_conn *u, struct up
 	if (!mine)
 		return;
 	if (active)
-		up_active(u, endpoint, -1);
+		up_answered(endpoint, 0);
 	if (!usable)
 		up_count(UP_C_ABORTED);
 	up_release(u, &c->peer, workload, endpoint, usable);
@@ -293,7 +282,7 @@ static __noinline int up_go_away(struct up_conn *c, struct up_way *w, struct up_
 	c->since = p->seq;
 	c->state = UP_AWAY;
 	bpf_spin_unlock(&c->lock);
-	up_active(u, v->endpoint, 1);
+	up_asked(v->endpoint);
 	up_count(UP_C_SWITCHES);
 	return UP_OK;
 }
@@ -314,7 +303,7 @@ static __noinline int up_stay(struct up_conn *c, struct up_conn *u, struct up_pa
 	bpf_spin_unlock(&u->lock);
 	if (ok) {
 		c->cluster = v->cluster;
-		up_active(u, v->endpoint, 1);
+		up_asked(v->endpoint);
 		up_count(UP_C_SAME_WIRE);
 	}
 	return ok;

@@ -19,7 +19,7 @@ struct up_following {
 	struct up_response r;
 	struct __sk_buff *skb;
 	struct up_rsp_scratch *s;
-	__u32 seen, off, pay;
+	__u32 seen, off, pay, lease;
 	int gap;
 };
 
@@ -55,38 +55,42 @@ static long up_follow_step(__u32 i, void *state)
 	return 0;
 }
 
-/* Follows the packet's payload, whose first byte the client knows as `seen`. Frames of six bytes bound the steps of a packet. */
-static __noinline int up_follow(struct __sk_buff *skb, struct up_conn *u, struct up_packet *p, __u32 seen)
+/* Takes the response as it stands, to be followed outside the lock. Under u->lock. */
+UP_INLINE void up_follow_take(struct up_following *f, const struct up_conn *u)
 {
-	struct up_following f = {};
-	__u32 zero = 0, before, lease;
+	f->r = u->rsp;
+	f->lease = u->lease;
+}
+
+/* Follows the packet's payload, whose first byte the client knows as `seen`. Frames of six bytes bound the steps of a packet. */
+static __noinline int up_follow(struct __sk_buff *skb, struct up_conn *u, struct up_packet *p, struct up_following *f)
+{
+	__u32 zero = 0, before;
 	int result = UP_FOLLOW_ON;
 
-	f.s = bpf_map_lookup_elem(&response_buffer, &zero);
-	if (!f.s || !u)
+	if (!f || !u)
 		return UP_FOLLOW_ON;
-	bpf_spin_lock(&u->lock);
-	f.r = u->rsp;
-	lease = u->lease;
-	bpf_spin_unlock(&u->lock);
-	before = f.r.next;
-	f.skb = skb;
-	f.seen = seen;
-	f.off = p->off;
-	f.pay = p->pay;
-	f.gap = UP_ZERO;
-	bpf_loop(16384, up_follow_step, &f, 0);
-	if (f.gap)
+	f->s = bpf_map_lookup_elem(&response_buffer, &zero);
+	if (!f->s)
+		return UP_FOLLOW_ON;
+	before = f->r.next;
+	f->skb = skb;
+	f->off = p->off;
+	f->pay = p->pay;
+	f->gap = UP_ZERO;
+	bpf_loop(16384, up_follow_step, f, 0);
+	if (f->gap)
 		return UP_FOLLOW_GAP;
 	/* needed, but gone by before the head was known */
-	if (up_response_wants(&f.r) && f.r.state != UP_RSP_HEAD && up_after(f.r.high, f.r.next) && before != f.r.next)
-		f.r.state = UP_RSP_LOST;
+	if (up_response_wants(&f->r) && f->r.state != UP_RSP_HEAD && up_after(f->r.high, f->r.next) &&
+	    before != f->r.next)
+		f->r.state = UP_RSP_LOST;
 	bpf_spin_lock(&u->lock);
-	if (u->lease == lease && u->rsp.next == before) {
-		f.r.high = u->rsp.high;
-		u->rsp = f.r;
+	if (u->lease == f->lease && u->rsp.next == before) {
+		f->r.high = u->rsp.high;
+		u->rsp = f->r;
 	}
-	up_response_pass(&u->rsp, seen + p->pay);
+	up_response_pass(&u->rsp, f->seen + p->pay);
 	if (u->kind == UP_KIND_UPSTREAM && (u->flags & UP_CF_ACTIVE) && (u->rsp.flags & UP_RSPF_DONE) && !u->rsp.left &&
 	    !up_before(u->rsp.high, u->rsp.end)) {
 		u->flags &= ~UP_CF_ACTIVE;
@@ -94,17 +98,6 @@ static __noinline int up_follow(struct __sk_buff *skb, struct up_conn *u, struct
 	}
 	bpf_spin_unlock(&u->lock);
 	return result;
-}
-
-UP_INLINE void up_answered(__u32 endpoint, int error)
-{
-	struct up_endpoint_stat *s = bpf_map_lookup_elem(&endpoint_stats, &endpoint);
-
-	if (!s)
-		return;
-	__sync_fetch_and_add(&s->active, -1);
-	if (error)
-		__sync_fetch_and_add(&s->errors, 1);
 }
 
 #endif

@@ -33,6 +33,7 @@ UP_MAP_ARRAY(tables, struct up_table, UP_TABLES);
 UP_MAP_ARRAY(clusters, struct up_cluster, UP_CLUSTERS);
 UP_MAP_ARRAY(endpoints, struct up_endpoint, UP_ENDPOINTS);
 UP_MAP_ARRAY(endpoint_stats, struct up_endpoint_stat, UP_ENDPOINTS);
+UP_MAP_ARRAY(ports, __u32, 65536 / 32);
 UP_MAP_HASH(services, BPF_MAP_TYPE_HASH, struct up_service_key, struct up_service, UP_SERVICES, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(vhosts, BPF_MAP_TYPE_HASH, struct up_vhost_key, struct up_vhost, UP_VHOSTS, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(names, BPF_MAP_TYPE_HASH, struct up_name_key, struct up_name_text, UP_VHOSTS, BPF_F_NO_PREALLOC);
@@ -97,6 +98,24 @@ UP_INLINE void up_count(__u32 which)
 		(*v)++;
 }
 
+/*
+ * Local ports that some connection of ours has had since the node came up. Most packets of a server belong to ports that none
+ * ever had, and need no look-up in conns. The bits are never cleared: they only save time.
+ */
+UP_INLINE void up_port_note(__be16 port)
+{
+	__u32 at = port >> 5, *word = bpf_map_lookup_elem(&ports, &at);
+
+	if (word)
+		__sync_fetch_and_or(word, 1u << (port & 31));
+}
+UP_INLINE int up_port_ours(__be16 port)
+{
+	__u32 at = port >> 5, *word = bpf_map_lookup_elem(&ports, &at);
+
+	return word && (*word >> (port & 31) & 1);
+}
+
 UP_INLINE void up_count_punt(__u32 route, __u32 reason)
 {
 	struct up_punt_key key = { route, reason };
@@ -107,6 +126,25 @@ UP_INLINE void up_count_punt(__u32 route, __u32 reason)
 	else
 		bpf_map_update_elem(&punt_stats, &key, &one, BPF_NOEXIST);
 	up_count(UP_C_HOME);
+}
+
+/* Active requests and all requests of an endpoint are neighbours, so that one addition counts both. */
+UP_INLINE void up_asked(__u32 endpoint)
+{
+	struct up_endpoint_stat *s = bpf_map_lookup_elem(&endpoint_stats, &endpoint);
+
+	if (s)
+		__sync_fetch_and_add((__u64 *)s, 1 | 1ULL << 32);
+}
+UP_INLINE void up_answered(__u32 endpoint, int error)
+{
+	struct up_endpoint_stat *s = bpf_map_lookup_elem(&endpoint_stats, &endpoint);
+
+	if (!s)
+		return;
+	__sync_fetch_and_add(&s->active, -1);
+	if (error)
+		__sync_fetch_and_add(&s->errors, 1);
 }
 
 UP_INLINE void up_send_event(__u32 type, __u32 workload, __u32 endpoint, __u32 cluster, __u64 cookie,

@@ -88,6 +88,7 @@ static __noinline int up_established(struct bpf_sock_ops *ctx, struct bpf_sock *
 		c->flags |= UP_CF_UNSYNCED;
 	if (tag->kind == UP_KIND_CLIENT && BPF_CORE_READ_BITFIELD(tp, syn_data_acked))
 		c->flags |= UP_CF_UNSYNCED;
+	up_port_note(t.lport);
 	if (bpf_map_update_elem(&conns, &t, c, BPF_ANY)) {
 		up_count(UP_C_CONNS_FULL);
 		return 0;
@@ -106,7 +107,7 @@ static __noinline int up_established(struct bpf_sock_ops *ctx, struct bpf_sock *
 static __noinline int up_client_closed(struct up_conn *c, struct up_tuple *t)
 {
 	struct up_conn *u = 0;
-	int idle = 0, mine = 0;
+	int idle = 0, mine = 0, active = 0;
 
 	if (!c || !t)
 		return 0;
@@ -117,10 +118,13 @@ static __noinline int up_client_closed(struct up_conn *c, struct up_tuple *t)
 		if (u->lease == c->lease && (u->state == UP_LENT || u->state == UP_DYING)) {
 			mine = 1;
 			idle = u->state == UP_LENT && up_idle(u) && !(u->rsp.flags & UP_RSPF_CLOSE);
+			active = u->flags & UP_CF_ACTIVE;
 			up_freeze(u, u->next, u->cack, u->cte);
 			u->state = idle ? UP_FREE : UP_DEAD;
 		}
 		bpf_spin_unlock(&u->lock);
+		if (active)
+			up_answered(u->endpoint, 0);
 		if (mine)
 			up_release(u, &c->peer, u->workload, u->endpoint, idle);
 	}

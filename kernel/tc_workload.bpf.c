@@ -211,7 +211,8 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 		return UP_TC_SHOT;
 	}
 	/* A pipelined head rides behind this body: it must not reach this endpoint undecided. A FIN behind it goes with it. */
-	if (c->state == UP_AWAY && p->pay && !p->rst && !c->left && up_before(p->seq, c->next) && up_after(p->seq + p->pay, c->next)) {
+	if (c->state == UP_AWAY && p->pay && !p->rst && !c->left && up_before(p->seq, c->next) &&
+	    up_after(p->seq + p->pay, c->next)) {
 		if (up_cut(skb, p, c->next - p->seq))
 			return UP_TC_SHOT;
 	}
@@ -233,7 +234,7 @@ int up_egress(struct __sk_buff *skb)
 	struct up_packet p = {};
 	struct up_conn *c;
 
-	if (skb->mark == UP_MARK_TURNED || up_packet_read(skb, &p, 1) || p.syn)
+	if (skb->mark == UP_MARK_TURNED || up_packet_read(skb, &p, 1) || p.syn || !up_port_ours(p.t.lport))
 		return UP_TC_OK;
 	c = bpf_map_lookup_elem(&conns, &p.t);
 	if (!c)
@@ -246,6 +247,7 @@ int up_egress(struct __sk_buff *skb)
 /* A packet of an upstream's endpoint. */
 static __noinline int up_upstream_ingress(struct __sk_buff *skb, struct up_conn *u, struct up_packet *p)
 {
+	struct up_following f = {};
 	struct up_move m = {};
 	__u32 seen, endpoint, wnd;
 	int lent, wants = 0, over = 0, error = 0, active = 0;
@@ -284,7 +286,9 @@ static __noinline int up_upstream_ingress(struct __sk_buff *skb, struct up_conn 
 		m.t = u->peer;
 		if (p->pay) {
 			wants = up_response_wants(&u->rsp);
-			if (!wants) {
+			if (wants) {
+				up_follow_take(&f, u);
+			} else {
 				up_response_pass(&u->rsp, seen + p->pay);
 				over = (u->flags & UP_CF_ACTIVE) && (u->rsp.flags & UP_RSPF_DONE) && !u->rsp.left &&
 				       !up_before(u->rsp.high, u->rsp.end);
@@ -304,7 +308,10 @@ static __noinline int up_upstream_ingress(struct __sk_buff *skb, struct up_conn 
 	if (p->rst)
 		up_count(UP_C_UPSTREAM_RST);
 	if (wants) {
-		int r = up_follow(skb, u, p, seen);
+		int r;
+
+		f.seen = seen;
+		r = up_follow(skb, u, p, &f);
 
 		if (r == UP_FOLLOW_GAP) {
 			up_count(UP_C_GAP_DROPPED);
@@ -317,7 +324,7 @@ static __noinline int up_upstream_ingress(struct __sk_buff *skb, struct up_conn 
 		up_count(UP_C_RESPONSES);
 		up_answered(endpoint, error);
 	} else if (active) {
-		up_active(u, endpoint, -1);
+		up_answered(endpoint, 0);
 	}
 	if (!up_shifted(&m.x) && !lent)
 		return UP_TC_OK;
@@ -332,6 +339,7 @@ static __noinline int up_upstream_ingress(struct __sk_buff *skb, struct up_conn 
 /* A packet of the client's home peer. */
 static __noinline int up_home_ingress(struct __sk_buff *skb, struct up_conn *c, struct up_packet *p)
 {
+	struct up_following f = {};
 	struct up_move m = {};
 	__u32 S, R, seen;
 	int away, wants = 0;
@@ -344,7 +352,9 @@ static __noinline int up_home_ingress(struct __sk_buff *skb, struct up_conn *c, 
 	seen = p->seq - c->dack;
 	if (!away && p->pay) {
 		wants = up_response_wants(&c->rsp);
-		if (!wants)
+		if (wants)
+			up_follow_take(&f, c);
+		else
 			up_response_pass(&c->rsp, seen + p->pay);
 	}
 	bpf_spin_unlock(&c->lock);
@@ -355,7 +365,8 @@ static __noinline int up_home_ingress(struct __sk_buff *skb, struct up_conn *c, 
 		up_count(UP_C_AWAY_DROPPED);
 		return UP_TC_SHOT;
 	}
-	if (wants && up_follow(skb, c, p, seen) == UP_FOLLOW_GAP) {
+	f.seen = seen;
+	if (wants && up_follow(skb, c, p, &f) == UP_FOLLOW_GAP) {
 		up_count(UP_C_GAP_DROPPED);
 		return UP_TC_SHOT;
 	}
@@ -376,7 +387,7 @@ int up_ingress(struct __sk_buff *skb)
 	struct up_packet p = {};
 	struct up_conn *c;
 
-	if (up_packet_read(skb, &p, 0) || p.syn)
+	if (up_packet_read(skb, &p, 0) || p.syn || !up_port_ours(p.t.lport))
 		return UP_TC_OK;
 	c = bpf_map_lookup_elem(&conns, &p.t);
 	if (!c)

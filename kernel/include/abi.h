@@ -20,6 +20,7 @@
  *   names          HASH                 up_name_key -> up_name_text                 agent; kernel never looks: ids survive restarts
  *   sockets        SK_STORAGE           socket -> up_socket                         connect hooks (clients), home (upstreams, by fd)
  *   conns          HASH                 up_tuple -> up_conn                         kernel
+ *   ports          ARRAY                local port / 32 -> bits                     kernel: ports that an entry of conns has had
  *   stocks         HASH                 up_stock_key -> up_stock                    kernel; home reads
  *   events         RINGBUF              up_event                                    kernel -> home
  *   counters       PERCPU_ARRAY         enum up_counter -> u64                      kernel
@@ -151,12 +152,12 @@ struct up_conn {
 
 	struct up_tuple peer; /* client: the wire it uses while away; upstream: the client that has it */
 
-	__u32 next; /* where the next request head is due; upstream, lent: where the request under way ends */
-	__u32 wnd;  /* upstream: bytes the endpoint last said it takes */
-	__u32 edge; /* upstream, lent: the same as a sequence number of the client */
-	__u32 cack; /* upstream, lent: highest acknowledgement the client sent */
-	__u32 eack; /* upstream, lent: highest acknowledgement of the endpoint, in the client's numbers */
-	__u32 cte;  /* upstream, lent: last timestamp echo the client sent */
+	__u32 next;   /* where the next request head is due; upstream, lent: where the request under way ends */
+	__u32 wnd;    /* upstream: bytes the endpoint last said it takes */
+	__u32 edge;   /* upstream, lent: the same as a sequence number of the client */
+	__u32 cack;   /* upstream, lent: highest acknowledgement the client sent */
+	__u32 eack;   /* upstream, lent: highest acknowledgement of the endpoint, in the client's numbers */
+	__u32 cte;    /* upstream, lent: last timestamp echo the client sent */
 	__u8 dmac[6]; /* upstream: where its frames go; learnt from its owner's packets */
 	__u16 mss;    /* largest segment this end sends */
 
