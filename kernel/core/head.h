@@ -431,6 +431,10 @@ UP_FUNCTION int up_head_parse(struct up_scratch *s, __u32 n)
 		return UP_R_SPLIT_HEAD;
 	}
 	at = up_scan_method(s->buf, &method);
+	if (at >= n) { /* "OPTIONS " and nothing behind it yet */
+		s->head.reason = UP_R_SPLIT_HEAD;
+		return UP_R_SPLIT_HEAD;
+	}
 	if (!at || s->buf[at & 15] != '/') {
 		s->head.reason = method && !at ? UP_R_UPGRADE : at ? UP_R_BAD_PATH : UP_R_BAD_METHOD;
 		return s->head.reason;
