@@ -96,7 +96,8 @@ class LittleNode:
 
     def __enter__(self) -> Self:
         try:
-            ip("link", "add", self.bridge, "type", "bridge")
+            # with an address of its own: a bridge without one takes its ports' lowest, and changes it when a pod joins
+            ip("link", "add", self.bridge, "address", "02:00:00:00:77:01", "type", "bridge")
             ip("addr", "add", f"{self.home4}/24", "dev", self.bridge)
             ip("addr", "add", f"{self.home6}/64", "dev", self.bridge, "nodad")
             ip("link", "set", self.bridge, "up")
