@@ -1,4 +1,4 @@
-"""The structures of abi.h as memory that libcore.so works on, and the functions of libcore.h that the product never calls.
+"""The structures of abi.h as memory that libcore.so works on, and functions of libcore.h that the product never calls.
 
 For tests and the simulator only. Field names are those of the C structures; numbers wrap as they do in C.
 """
@@ -10,9 +10,11 @@ from functools import cache
 from typing import Any, Final
 
 from nodeagent.abi.layout import STRUCTS
+from nodeagent.abi.numbers import RSP_HEAD_MAX, ResponseState
 from nodeagent.core.libcore import Core
 
 MASK: Final = 0xFFFFFFFF
+CLOSES, DONE = 8, 16  # UP_RSPF_CLOSE, UP_RSPF_DONE
 _KINDS: Final[dict[str, Any]] = {
     "u8": c.c_uint8, "u16": c.c_uint16, "u32": c.c_uint32, "u64": c.c_uint64, "be16": c.c_uint16,
 }  # fmt: skip
@@ -22,9 +24,15 @@ class Memory:
     """One structure. Scalar fields are attributes; a nested structure (`rsp`) is a `Memory` over the same bytes."""
 
     STRUCT = ""
+    memory: Any
+    at: int
+    address: int
+    size: int
+    views: dict[str, Any]
 
-    def __init__(self, struct: str = "", memory: Any = None, at: int = 0, **values: int) -> None:
-        struct = struct or self.STRUCT
+    def __init__(self, *place: Any, **values: int) -> None:
+        """place: the structure's name, memory and offset in it; none: new memory, all zero."""
+        struct, memory, at = place or (self.STRUCT, None, 0)
         own = object.__setattr__
         own(self, "memory", memory if memory is not None else c.create_string_buffer(STRUCTS[struct][0]))
         own(self, "at", at)
@@ -47,7 +55,7 @@ class Memory:
             raise AttributeError(name) from None
 
     def __setattr__(self, name: str, value: int) -> None:
-        self.views[name].value = value  # type: ignore[index]  # typed as any other field
+        self.views[name].value = value
 
     def raw(self) -> bytes:
         """The structure's bytes."""
@@ -158,3 +166,31 @@ def over(r: Memory, ack: int) -> bool:
 def passed(r: Memory, seen: int) -> None:
     """`up_response_pass`."""
     library().up_core_response_pass(r.address, seen & MASK)
+
+
+def wants(r: Memory) -> bool:
+    """`up_response_wants`: whether bytes at r.next must be read."""
+    state = r.state
+    return state in (ResponseState.HEAD, ResponseState.SPLIT) or (state == ResponseState.CHUNKS and not r.flags & DONE)
+
+
+def follow(r: Memory, seen: int, payload: bytes, piece: int = RSP_HEAD_MAX) -> bool:
+    """A packet passes whose first byte has the number `seen`, read as kernel/follow.h does it.
+
+    Returns False when the packet lies ahead of bytes that are still to be read: it must not pass. piece: how many bytes
+    are read at once.
+    """
+    before = r.next
+    while wants(r):
+        at = (r.next - seen) & MASK
+        if at >= 1 << 31:
+            if r.state != ResponseState.HEAD:
+                return False
+            break
+        if at >= len(payload) or feed(r, payload[at : at + piece]) <= 0:
+            break
+    late = wants(r) and r.state != ResponseState.HEAD and 0 < (r.high - r.next) & MASK < 1 << 31
+    if late and before != r.next:
+        r.state = ResponseState.LOST
+    passed(r, seen + len(payload))
+    return True
