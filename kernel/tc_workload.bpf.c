@@ -80,6 +80,9 @@ static __noinline int up_away_egress(struct __sk_buff *skb, struct up_conn *c, s
 			up_count(UP_C_STALE_DROPPED);
 			return UP_TC_STOLEN;
 		}
+		/* A wire may carry more than half of the sequence space; nothing older than a window (1 GiB) is repeated. */
+		if (up_after(p->seq, c->since + UP_STRIDE))
+			c->since = p->seq - UP_STRIDE;
 		/* The client goes by the window of its previous peer. Refused, the segment stays unsent; the endpoint's next
 		 * acknowledgement brings its own window, and TCP goes on. */
 		if (up_after(p->seq + p->pay, u->edge)) {
