@@ -72,7 +72,7 @@ def sink(port: int) -> None:
 class Transfer:
     """One keep-alive connection that sends one request after another and checks each response's length."""
 
-    def __init__(self, options: argparse.Namespace, more: Callable[[], bool]) -> None:
+    def __init__(self, options: argparse.Namespace, more: Callable[[int], bool]) -> None:
         self.options = options
         self.more = more
         self.connection = socket.create_connection(options.target, timeout=10)
@@ -128,7 +128,7 @@ class Transfer:
             raise OSError("the response is longer than it said")
         if self.left == 0:
             self.latencies.append(time.perf_counter() - self.started)
-            if not self.more():
+            if not self.more(len(self.latencies)):
                 return False
             self.begin()
         return True
@@ -139,7 +139,9 @@ def load(options: argparse.Namespace) -> dict[str, object]:
     start = time.perf_counter()
     slow = options.mode == "slow"
     transfers = [
-        Transfer(options, lambda: not slow and time.perf_counter() < start + options.seconds)
+        Transfer(
+            options, lambda done: not slow and (done < options.least or time.perf_counter() < start + options.seconds)
+        )
         for _ in range(options.connections)
     ]
     selector = selectors.DefaultSelector()
@@ -191,7 +193,8 @@ def main(arguments: list[str]) -> None:
         sub.add_argument("--host", default="web")
         sub.add_argument("--connections", type=int, default=1)
         sub.add_argument("--seconds", type=float, default=3.0)
-        sub.add_argument("--size", type=int, default=64 << 20)
+        sub.add_argument("--size", type=int, default=64 << 20, help="bytes of a body that is put")
+        sub.add_argument("--least", type=int, default=1, help="requests of each connection, however long they take")
         sub.add_argument("--patience", type=float, default=30.0)
     options = parser.parse_args(arguments)
     if options.mode == "sink":
