@@ -67,7 +67,9 @@ static __noinline int up_established(struct bpf_sock_ops *ctx, struct bpf_sock *
 	c->kind = tag->kind;
 	c->state = tag->kind == UP_KIND_CLIENT ? UP_AT_HOME : UP_FREE;
 	c->family = !t.laddr[0] && !t.laddr[1] && t.laddr[2] == bpf_htonl(0xffff) ? 4 : 6;
-	c->S = c->oS = c->next = c->sent = tp->snd_nxt;
+	c->S = c->next = c->sent = tp->snd_nxt;
+	/* The first byte behind the SYN, whatever came with it: the peer counts from there. The SYN itself counts as acknowledged. */
+	c->oS = tp->snd_una - (__u32)tp->bytes_acked + 1;
 	c->R = c->oR = tp->rcv_nxt;
 	c->T = tp->rx_opt.ts_recent;
 	c->tsoff = tp->tsoffset;
