@@ -1,7 +1,8 @@
 """Builds the libFuzzer targets of this directory and runs them: `python -m tests.fuzz.run --seconds 60`.
 
-Each C file here is one target; `seeds/NAME` is where it starts. What it finds on the way is kept in `.fuzz/NAME` of the
-checkout, so that the next run goes on from there; a finding is written beside it and its path is printed.
+Each C file here is one target; `seeds/NAME` (written by hand) and `corpus/NAME` (found by long runs, made small by
+`--merge`) are where it starts. What it finds on the way is kept in `.fuzz/NAME-corpus` of the checkout, so that the next
+run goes on from there; a finding is written beside it and its path is printed.
 """
 
 import argparse
@@ -27,12 +28,26 @@ def build(name: str, directory: Path) -> Path:
     return binary
 
 
+def starts(name: str) -> list[str]:
+    """The directories that a target starts from."""
+    return [str(HERE / kind / name) for kind in ("seeds", "corpus") if (HERE / kind / name).is_dir()]
+
+
+def merge(binary: Path, name: str, directory: Path) -> int:
+    """Add to `corpus/NAME` what earlier runs found and nothing kept covers; how many files it has then."""
+    kept = HERE / "corpus" / name
+    kept.mkdir(parents=True, exist_ok=True)
+    command = [str(binary), "-set_cover_merge=1", "-max_len=4096", str(kept), str(HERE / "seeds" / name)]
+    subprocess.run([*command, str(directory / f"{name}-corpus")], check=True, capture_output=True)
+    return sum(1 for _ in kept.iterdir())
+
+
 def fuzz(binary: Path, name: str, directory: Path, seconds: int) -> str | None:
     """Run a target for some seconds; None, or what libFuzzer says of the first input that fails a check."""
     corpus = directory / f"{name}-corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     command = [str(binary), f"-max_total_time={seconds}", "-max_len=4096", "-timeout=10", "-print_final_stats=1"]
-    command += [f"-artifact_prefix={directory}/{name}-", str(corpus), str(HERE / "seeds" / name)]
+    command += [f"-artifact_prefix={directory}/{name}-", f"-dict={HERE / 'http.dict'}", str(corpus), *starts(name)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode == 0:
         return None
@@ -43,6 +58,7 @@ def main(arguments: list[str]) -> int:
     """Run all targets, or those that are named; 1 when one of them finds something."""
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
+    parser.add_argument("--merge", action="store_true", help="then keep in corpus/ what covers more than it did")
     parser.add_argument("target", nargs="*", default=list(FUZZERS), help=f"default: {' '.join(FUZZERS)}")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.target if name not in FUZZERS]
@@ -54,7 +70,10 @@ def main(arguments: list[str]) -> int:
     for name in options.target:
         print(f"{name}: {options.seconds} s", flush=True)
         try:
-            finding = fuzz(build(name, directory), name, directory, options.seconds)
+            binary = build(name, directory)
+            finding = fuzz(binary, name, directory, options.seconds)
+            if options.merge and finding is None:
+                print(f"{name}: {merge(binary, name, directory)} files in corpus/{name}")
         except subprocess.CalledProcessError as error:
             print(f"{name} does not compile (status {error.returncode}); its messages are above", file=sys.stderr)
             found = True

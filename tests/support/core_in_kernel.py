@@ -119,7 +119,7 @@ class NativeCore:
     def head(self, data: bytes) -> tuple[int, bytes, bytes]:
         """See `CoreInKernel.head`."""
         reason = self.lib.up_core_head(self.scratch, data, len(data), self._head)
-        lines = []
+        lines: list[bytes] = []
         while self.lib.up_core_line(self.scratch, len(lines), self._line):
             lines.append(self._line.raw)
         return reason, self._head.raw, b"".join(lines)
