@@ -6,6 +6,7 @@ import re2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nodeagent.errors import CapacityError
 from nodeagent.intent.automaton import Pattern, PatternKind, build, fits
 from nodeagent.intent.regex import Unsupported, parse
 
@@ -44,7 +45,7 @@ def _accepted(expression: str) -> object | None:
     return compiled
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500)
 @given(expression=st.one_of(_EXPRESSIONS, _WILD), texts=_TEXTS)
 @example("a|^b", ["b", "a"])
 @example("(a|b$)", ["b"])
@@ -63,7 +64,10 @@ def test_as_re2_reads_it(expression: str, texts: list[str]) -> None:
         ours = parse(expression)
     except Unsupported:
         return
-    automaton = build([Pattern(PatternKind.REGEX, expression.encode())], 5000)
+    try:
+        automaton = build([Pattern(PatternKind.REGEX, expression.encode())], 5000)
+    except CapacityError:
+        return  # a named rejection: the route is left to the waypoint
     for text in texts:
         expected = re2.fullmatch(expression, text) is not None
         assert ours.matches(text.encode()) == expected, (expression, text)
