@@ -11,8 +11,8 @@ from tests.support.tiers import SKIP_PREFIX, TIER_NEEDS, Unavailable, require
 
 TESTS = Path(__file__).parent
 
-# No deadlines: two shared cores. CI repeats itself, so that what it says of a change is about the change; everybody else,
-# and `make soak`, look in new places each time. Explaining a failure may take minutes longer than finding it.
+# No deadlines: two shared cores. CI repeats itself, so that what it says of a change is about the change; everybody
+# else, and `make soak`, look in new places each time. Explaining a failure may take minutes longer than finding it.
 _PHASES = [phase for phase in Phase if phase is not Phase.explain]
 settings.register_profile("default", deadline=None, phases=_PHASES, print_blob=True)
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
