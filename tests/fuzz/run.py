@@ -1,8 +1,8 @@
 """Builds the libFuzzer targets of this directory and runs them: `python -m tests.fuzz.run --seconds 60`.
 
 Each C file here is one target; `seeds/NAME` (written by hand) and `corpus/NAME` (found by long runs, made small by
-`--merge`) are where it starts. What it finds on the way is kept in `.fuzz/NAME-corpus` of the checkout, so that the next
-run goes on from there; a finding is written beside it and its path is printed.
+`--merge`) are where it starts. What it finds on the way is kept in `.fuzz/NAME-corpus` of the checkout, so that the
+next run goes on from there; a finding is written beside it and its path is printed.
 """
 
 import argparse
