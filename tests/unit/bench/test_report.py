@@ -97,3 +97,8 @@ def test_the_file_has_rows_and_the_reasons_of_what_failed(tmp_path: Path) -> Non
         read["rows"][0]
     )
     assert read["failures"] == [{"scenario": "l4", "path": "envoy", "connections": 1, "reason": "it ended"}]
+
+
+def test_the_best_rounds_are_compared_as_well() -> None:
+    table = rows(results(none=[sample(100), sample(1000)], kernel=[sample(900), sample(90)]))
+    assert row(table, "kernel")["best_to_none"]["rps"] == pytest.approx(0.9)  # type: ignore[index]
