@@ -164,8 +164,8 @@ def _cell(value: float | None, form: str = "{:.0f}") -> str:
 
 
 HEADER = (
-    f"{'path':9}{'conns':>6}{'req/s':>10}{'x none':>8}{'best':>7}{'MB/s':>9}{'x none':>8}{'p50 us':>9}{'p99 us':>9}{'x none':>8}"
-    f"{'cpu us':>10}{'bpf ns':>8}{'kernel':>8}{'mem MiB':>9}{'spread':>8}"
+    f"{'path':9}{'conns':>6}{'req/s':>10}{'x none':>8}{'best':>7}{'MB/s':>9}{'x none':>8}{'p50 us':>9}"
+    f"{'p99 us':>9}{'x none':>8}{'cpu us':>10}{'bpf ns':>8}{'kernel':>8}{'mem MiB':>9}{'spread':>8}"
 )
 
 
