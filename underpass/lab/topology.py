@@ -126,8 +126,8 @@ def base_steps(plan: Plan) -> list[Step]:
 
 def _node_steps(plan: Plan, node: Node) -> list[Step]:
     addressing, netns = plan.addressing, node.netns
-    # A bridge without an address of its own takes its ports' lowest, and changes it whenever a workload joins or leaves:
-    # neighbours, and wires that learnt their next hop, would send to nobody for seconds.
+    # A bridge without an address of its own takes its ports' lowest, and changes it whenever a workload joins or
+    # leaves: neighbours, and wires that learnt their next hop, would send to nobody for seconds.
     steps = ["link set lo up", f"link add {BRIDGE} address 02:75:70:00:00:{node.index:02x} type bridge"]
     steps += [f"address add {address} dev {BRIDGE}" for address in _with_prefix(addressing.gateway(node.index), 24, 64)]
     steps += [f"link set {BRIDGE} up"]
