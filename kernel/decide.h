@@ -176,7 +176,7 @@ static __noinline void up_let_go(struct up_conn *c, struct up_conn *u, struct up
 {
 	struct up_config *g;
 	__u32 zero = 0, endpoint, workload;
-	int usable, mine, active = 0;
+	int usable, mine, active = 0, aborted = 0;
 
 	g = bpf_map_lookup_elem(&config, &zero);
 	if (!u || !g)
@@ -187,6 +187,7 @@ static __noinline void up_let_go(struct up_conn *c, struct up_conn *u, struct up
 		mine && idle && u->state == UP_LENT && u->home == g->home_generation && !(u->rsp.flags & UP_RSPF_CLOSE);
 	if (mine) {
 		active = (u->flags & UP_CF_ACTIVE) != 0;
+		aborted = !idle && up_cut_short(u);
 		/* idle: the endpoint has got all up to `next` and nothing behind it, wherever a reset that skips bytes may stand */
 		up_freeze(u, idle ? u->next : p->seq, p->ack, p->te);
 		u->state = usable ? UP_FREE : UP_DEAD;
@@ -198,7 +199,7 @@ static __noinline void up_let_go(struct up_conn *c, struct up_conn *u, struct up
 		return;
 	if (active)
 		up_answered(endpoint, 0);
-	if (!usable)
+	if (aborted)
 		up_count(UP_C_ABORTED);
 	up_release(u, &c->peer, workload, endpoint, usable);
 }

@@ -109,7 +109,7 @@ static __noinline int up_established(struct bpf_sock_ops *ctx, struct bpf_sock *
 static __noinline int up_client_closed(struct up_conn *c, struct up_tuple *t)
 {
 	struct up_conn *u = 0;
-	int idle = 0, mine = 0, active = 0;
+	int idle = 0, mine = 0, active = 0, aborted = 0;
 
 	if (!c || !t)
 		return 0;
@@ -121,12 +121,15 @@ static __noinline int up_client_closed(struct up_conn *c, struct up_tuple *t)
 			mine = 1;
 			idle = u->state == UP_LENT && up_idle(u) && !(u->rsp.flags & UP_RSPF_CLOSE);
 			active = u->flags & UP_CF_ACTIVE;
+			aborted = up_cut_short(u);
 			up_freeze(u, u->next, u->cack, u->cte);
 			u->state = idle ? UP_FREE : UP_DEAD;
 		}
 		bpf_spin_unlock(&u->lock);
 		if (active)
 			up_answered(u->endpoint, 0);
+		if (aborted)
+			up_count(UP_C_ABORTED);
 		if (mine)
 			up_release(u, &c->peer, u->workload, u->endpoint, idle);
 	}

@@ -71,6 +71,16 @@ UP_INLINE int up_idle(const struct up_conn *u)
 	return up_response_over(&u->rsp, u->cack) && (u->rsp.state == UP_RSP_IDLE || u->eack == u->next);
 }
 
+/* The client has not got all of the response. Of one that ends with the connection nobody can say so. */
+UP_INLINE int up_cut_short(const struct up_conn *u)
+{
+	const struct up_response *r = &u->rsp;
+
+	if (r->state == UP_RSP_IDLE || r->state == UP_RSP_CLOSE || r->state == UP_RSP_LOST)
+		return 0;
+	return !(r->flags & UP_RSPF_DONE) || r->left || up_before(u->cack, r->end);
+}
+
 /* From the client to the peer of the lent wire. */
 UP_INLINE struct up_shift up_outward(const struct up_conn *c, const struct up_conn *u)
 {
