@@ -7,6 +7,7 @@ import json
 import subprocess
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -75,11 +76,25 @@ class EnvoyProcess:
     """One running Envoy; a context manager."""
 
     def __init__(
-        self, scratch: Path, xds: str, node_id: str, metadata: dict[str, Any], variant: Variant, name: str = "envoy"
+        self,
+        scratch: Path,
+        xds: str,
+        node_id: str,
+        metadata: dict[str, Any],
+        variant: Variant,
+        name: str = "envoy",
+        prefix: Sequence[str] = (),
+        static: dict[str, Any] | None = None,
     ) -> None:
+        """prefix: a command that runs Envoy somewhere else, such as in a network namespace. static: its own listeners
+        and clusters, and no control plane.
+        """
+        self._prefix = list(prefix)
         self._scratch = scratch
         self._name = name
         self._config = bootstrap(xds, node_id, metadata, variant)
+        if static is not None:
+            self._config = {"node": self._config["node"], "admin": self._config["admin"], "static_resources": static}
         self._process: subprocess.Popen[bytes] | None = None
         self.admin = ""
 
@@ -92,8 +107,8 @@ class EnvoyProcess:
         config.write_text(yaml.safe_dump(self._config))
         address = self._scratch / f"{self._name}.admin"
         address.unlink(missing_ok=True)
-        command = [str(binary()), "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "-l", "info"]
-        command += ["--admin-address-path", str(address)]
+        command = [*self._prefix, str(binary()), "-c", str(config), "--concurrency", "1", "--disable-hot-restart"]
+        command += ["-l", "info", "--admin-address-path", str(address)]
         with (self._scratch / f"{self._name}.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 20

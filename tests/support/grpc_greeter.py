@@ -2,12 +2,17 @@
 
 ``python -m tests.support.grpc_greeter TARGET COUNT [name=value ...]`` prints one line per call: who answered, or the
 status and details. It runs as its own process, because gRPC reads its xDS bootstrap once.
+
+With COUNT ``-`` each line ``COUNT [name=value ...]`` of standard input is an order on one and the same channel,
+answered by one line of JSON: how many calls had which outcome. ``--serve HOST:PORT NAME`` runs a server instead.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections import Counter
 from concurrent import futures
 from typing import Any, Self
 
@@ -50,16 +55,31 @@ def bootstrap(xds: str, node_id: str) -> str:
     )
 
 
+def outcome(call: Any, metadata: list[str]) -> str:
+    """Who answered one call, or its status and details."""
+    try:
+        pairs = [tuple(pair.split("=", 1)) for pair in metadata]
+        name: bytes = call(b"", timeout=10, metadata=pairs, wait_for_ready=False)
+        return name.decode()
+    except grpc.RpcError as error:
+        return f"{error.code().name}: {error.details()}"
+
+
 def main() -> None:
-    target, count = sys.argv[1], int(sys.argv[2])
-    metadata = [tuple(pair.split("=", 1)) for pair in sys.argv[3:]]
+    if sys.argv[1] == "--serve":
+        host, _, port = sys.argv[2].rpartition(":")
+        with GreeterServer(host, int(port), sys.argv[3]):
+            signal.pause()
+    target, count = sys.argv[1], sys.argv[2]
     with grpc.insecure_channel(target) as channel:
         call: Any = channel.unary_unary(METHOD)  # bytes both ways: the stubs want serializers
-        for _ in range(count):
-            try:
-                print(call(b"", timeout=10, metadata=metadata, wait_for_ready=False).decode(), flush=True)
-            except grpc.RpcError as error:
-                print(f"{error.code().name}: {error.details()}", flush=True)
+        if count == "-":
+            for line in sys.stdin:
+                number, *metadata = line.split()
+                print(json.dumps(Counter(outcome(call, metadata) for _ in range(int(number)))), flush=True)
+            return
+        for _ in range(int(count)):
+            print(outcome(call, sys.argv[3:]), flush=True)
 
 
 if __name__ == "__main__":

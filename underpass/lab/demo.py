@@ -123,9 +123,9 @@ def _judge_health(report: Mapping[str, Any], verdict: Verdict) -> Verdict:
 class ProbeClient:
     """The client program inside the workload, spoken to over its standard input and output."""
 
-    def __init__(self, name: str, workload: str, host: str, port: int) -> None:
+    def __init__(self, name: str, workload: str, host: str, port: int, authority: str = "") -> None:
         code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from underpass.lab.probe import main; sys.exit(main())"
-        command = [sys.executable, "-I", "-c", code, str(_ROOT), host, str(port)]
+        command = [sys.executable, "-I", "-c", code, str(_ROOT), host, str(port), *([authority] if authority else [])]
         argv, env = lab.exec_command(name, workload, command)
         self._process = subprocess.Popen(
             argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
