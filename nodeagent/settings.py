@@ -65,7 +65,7 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         metavar="IP:PORT",
         help="home peer, one per IP family (what underpass-home of the same node reports)",
     )
-    parser.add_argument("--home-is-envoy", action="store_true", help="the home peer is an Envoy")
+    parser.add_argument("--home-is-envoy", action="store_true", help="the home peers given are an Envoy's")
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     parser.add_argument(
@@ -78,6 +78,10 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
     if not host or not port.isdigit():
         raise SettingsError(f"--xds {given.xds!r}", "not a host and a port", f"write {DEFAULT_XDS}")
     homes = tuple(parse_home(text) for text in given.home)
+    if given.home_is_envoy and not homes:
+        raise SettingsError(
+            "--home-is-envoy", "no --home is given, and underpass-home reports only itself", "give --home IP:PORT of it"
+        )
     families = [":" in address for address, _ in homes]
     if len(set(families)) != len(families):
         raise SettingsError("--home", "more than one home peer of one IP family", "give at most one IPv4 and one IPv6")

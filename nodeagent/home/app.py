@@ -97,6 +97,9 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
     parser.add_argument(
         "--listen", action="append", default=[], metavar="IP:PORT", help="home address; may be repeated"
     )
+    parser.add_argument(
+        "--upstreams-only", action="store_true", help="an Envoy is the home peer: keep upstreams, listen nowhere"
+    )
     parser.add_argument("--run-dir", type=Path, help="directory of the node (/run/underpass/NODE)")
     parser.add_argument("--bpffs", type=Path, help="the node's pins (<bpffs>/underpass/NODE)")
     parser.add_argument("--mss", type=int, default=_DEFAULT_MSS, help=f"largest segment of clients ({_DEFAULT_MSS})")
@@ -114,6 +117,10 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         raise SettingsError(f"--node {given.node!r}", "a name without slashes and dots is needed")
     if given.max_upstreams < 1:
         raise SettingsError(f"--max-upstreams {given.max_upstreams}", "at least one is needed")
+    if given.upstreams_only and given.listen:
+        raise SettingsError(
+            "--upstreams-only", "--listen is given, too", "the agent is told the Envoy's address: --home, --home-is-envoy"
+        )
     listen = tuple(parse_address(text) for text in given.listen)
     return Settings(
         given.node, listen, given.run_dir, given.bpffs, given.mss, given.drain, given.max_upstreams, given.verbose

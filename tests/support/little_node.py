@@ -73,7 +73,10 @@ class Pod:
 
 
 class LittleNode:
-    """One bridge, some pods, one home. Use as a context manager."""
+    """One bridge, some pods, one home. Use as a context manager.
+
+    home_kind 1, set before it is entered: somebody else (an Envoy) listens at the home address, home keeps upstreams only.
+    """
 
     def __init__(self, root: Path, home_arguments: Sequence[str] = ()) -> None:
         number = next(_NUMBERS)
@@ -84,6 +87,7 @@ class LittleNode:
         self.bridge = f"nvb{self.tag}"
         self.node = f"nvtest{self.tag}"
         self.root, self.home_arguments = root, list(home_arguments)
+        self.home_kind = 0
         self.kernel = LinuxKernel()
         self.paths = NodePaths.of(self.node, features.bpffs(), features.cgroup2(), run=root / "run")
         self.pods: dict[str, Pod] = {}
@@ -211,6 +215,7 @@ class LittleNode:
             home_generation=current.home_generation,
             home4=Address(address(self.home4), HOME_PORT, 4),
             home6=Address(address(self.home6), HOME_PORT, 6),
+            home_kind=self.home_kind,
         )
         self.put("config", 0, config.pack())
 
@@ -273,8 +278,12 @@ class LittleNode:
         """Starts home and waits until it is ready."""
         command = [
             sys.executable, "-m", "nodeagent.home.app", "--node", self.node, "--run-dir", str(self.paths.run),
-            "--listen", f"{self.home4}:{HOME_PORT}", "--listen", f"[{self.home6}]:{HOME_PORT}", *self.home_arguments,
         ]  # fmt: skip
+        if self.home_kind:
+            command += ["--upstreams-only"]
+        else:
+            command += ["--listen", f"{self.home4}:{HOME_PORT}", "--listen", f"[{self.home6}]:{HOME_PORT}"]
+        command += self.home_arguments
         with self.home_log.open("ab") as log:
             self.home = subprocess.Popen(command, stdout=log, stderr=log)
         for _ in range(200):
