@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import threading
@@ -78,10 +79,14 @@ def test_every_byte_over_a_lossy_link() -> None:
 
 
 class Memory:
-    """The most that TCP sockets of the lab held at a time, in bytes, sampled while the context lasts."""
+    """What TCP sockets of the lab hold, in bytes: the median of samples taken while the context lasts.
+
+    Who stops does so for the longer part of the time, so the median is what a stall costs.
+    """
 
     def __init__(self) -> None:
-        self.peak, self._over = 0, threading.Event()
+        self._samples: list[int] = []
+        self._over = threading.Event()
         self._sampler = threading.Thread(target=self._sample)
 
     def __enter__(self) -> Self:
@@ -104,7 +109,12 @@ class Memory:
                 )
                 for number in held
             )
-            self.peak = max(self.peak, found)
+            self._samples.append(found)
+
+    @property
+    def held(self) -> float:
+        """Bytes."""
+        return statistics.median(self._samples)
 
 
 def _run(*argv: str) -> str:
@@ -119,7 +129,7 @@ def test_who_stops_costs_what_it_costs_without_a_mesh(mode: str, mib: int) -> No
     with Memory() as without:
         direct = inside("web", CLIENT, mode, _address("catalog-v1"), "8080", str(mib), "5")
     assert direct["right"]
-    assert without.peak > 1 << 20
+    assert without.held > 1 << 20
     for first_requests in (0, 20):
         before = counters.read([f"{NAME}-node-1"])
         with Memory() as ours:
@@ -128,7 +138,7 @@ def test_who_stops_costs_what_it_costs_without_a_mesh(mode: str, mib: int) -> No
         seen = counters.read([f"{NAME}-node-1"]).since(before)
         if first_requests:
             assert seen.kernel >= first_requests, seen
-        assert ours.peak <= without.peak + (8 << 20), (ours.peak, without.peak, seen)
+        assert ours.held <= without.held + (8 << 20), (ours.held, without.held, seen)
         if mode == "send":  # a sender that polls must sleep, not spin
             polls = mesh["polls"]
             assert isinstance(polls, int) and polls < 10_000

@@ -271,6 +271,13 @@ def _stock(key: bytes, value: bytes, context: Context) -> Entry:
     }
 
 
+def _ports(key: bytes, value: bytes, _: Context) -> Entry | None:
+    """One word of the set of local ports; the numbers are in network order, as packets carry them."""
+    word, first = _number(value), _number(key) * 32
+    ports = [int.from_bytes((first + bit).to_bytes(2, "little"), "big") for bit in range(32) if word >> bit & 1]
+    return {"ports": sorted(ports)} if ports else None
+
+
 def _counter(key: bytes, value: bytes, _: Context) -> Entry | None:
     label = n.COUNTER_LABELS.get(_number(key))
     return {"counter": label, "count": _number(value)} if label is not None else None
@@ -353,6 +360,7 @@ DECODERS: Final[dict[str, Decode]] = {
     "names": _name,
     "conns": _conn,
     "stocks": _stock,
+    "ports": _ports,
     "counters": _counter,
     "route_stats": _route_stat,
     "punt_stats": _punt_stat,

@@ -182,6 +182,9 @@ def _node_problems(one: Mapping[str, Any], slots: int) -> Iterator[str]:
         yield f"the last change was not applied: {one['agent']['apply']['error']}"
     for text in one["agent"]["registry_errors"]:
         yield str(text)
+    for item in one["rejections"]:
+        if item["kind"] == NOT_ENFORCED:
+            yield f"workload {item['name']}: {item['reason']}: {item['effect']}"
     for item in one["views"]:
         if item["state"] != "SYNCED":
             yield f"view {item['key']} is {item['state']}: {item['reason']}"
@@ -275,6 +278,8 @@ def _node_lines(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     fullest = ", ".join(f"{item['map']} {100 * item['share']:.1f} %" for item in one["pressure"][:4])
     yield "  pressure", fullest or "-"
     for item in one["rejections"]:
+        if item["kind"] == NOT_ENFORCED:
+            continue  # a problem, told below
         if item.get("source") is None and str(item["name"]).split(" ")[0] in _USUAL:
             continue
         source = item.get("source")
