@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from controlplane.model.labels import get
 from controlplane.model.objects import Config
 from controlplane.sources.findings import Findings
 from controlplane.sources.validate_destination import connection_pool
@@ -106,9 +107,15 @@ def sidecar(config: Config, out: Findings) -> None:
         destination(spec.outbound_traffic_policy.egress_proxy, "outboundTrafficPolicy.egressProxy", out)
 
 
+#: Who enforces what a sidecar's inbound listener says. Clients that are Envoys do; the kernel's programs not yet.
+_ENVOYS_ONLY: Final = "only Envoys of this control plane enforce it; underpass-agent's workloads go unprotected"
+
+
 def authorization_policy(config: Config, out: Findings) -> None:
     """Check an AuthorizationPolicy."""
     spec = config.spec
+    if get(config.meta.annotations, "istio.io/dry-run") != "true":
+        out.note("not-enforced", _ENVOYS_ONLY)
     if spec.HasField("selector") and (spec.HasField("target_ref") or spec.target_refs):
         out.error("conflicting-settings", "selector and targetRefs exclude each other")
     if spec.HasField("target_ref") or spec.target_refs:
@@ -152,11 +159,16 @@ def peer_authentication(config: Config, out: Findings) -> None:
         out.error("bad-policy", "portLevelMtls needs a selector", "portLevelMtls")
     for number in sorted(spec.port_level_mtls):
         out.port(number, "portLevelMtls")
+    modes = [spec.mtls.mode, *(item.mode for item in spec.port_level_mtls.values())]
+    names = spec.mtls.DESCRIPTOR.fields_by_name["mode"].enum_type.values_by_number
+    if any(names[mode].name == "STRICT" for mode in modes if mode in names):
+        out.note("not-enforced", f"STRICT: {_ENVOYS_ONLY}")
 
 
 def request_authentication(config: Config, out: Findings) -> None:
     """Check a RequestAuthentication."""
     spec = config.spec
+    out.note("not-enforced", "nothing that this control plane serves checks tokens yet")
     if spec.HasField("selector") and (spec.HasField("target_ref") or spec.target_refs):
         out.error("conflicting-settings", "selector and targetRefs exclude each other")
     for index, rule in enumerate(spec.jwt_rules):

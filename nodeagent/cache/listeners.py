@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from nodeagent.cache.decode import is_ip, leftovers, parse, unique
@@ -28,6 +29,12 @@ _IDLE_HTTP_FILTERS: Final = frozenset(
 )
 #: Network filters in front of the terminal one that only observe.
 _IDLE_NETWORK_FILTERS: Final = frozenset({"envoy.tcp.metadataexchange.config.MetadataExchange", "stats.PluginConfig"})
+#: Authorization filters; Istio names each rule of a policy so that policy and namespace can be read from it.
+_RBAC: Final = {
+    "envoy.extensions.filters.http.rbac.v3.RBAC": envoy.HttpRBAC,
+    "envoy.extensions.filters.network.rbac.v3.RBAC": envoy.NetworkRBAC,
+}
+_POLICY: Final = re.compile(r"ns\[([^\]]*)\]-policy\[([^\]]*)\]")
 
 
 def decode_listener(body: bytes) -> Listener:
@@ -79,6 +86,7 @@ def _chain(message: Any) -> Chain:
     if None in destinations:
         conditions.append("destination-prefix")
     extra = []
+    policies: list[str] = []
     socket_type = message.transport_socket.typed_config.type_url
     if message.HasField("transport_socket") and not socket_type.endswith(".RawBuffer"):
         extra.append("downstream-tls")
@@ -91,9 +99,28 @@ def _chain(message: Any) -> Chain:
         elif url == _TCP:
             tcp = _tcp(network_filter.typed_config.value)
         elif url not in _IDLE_NETWORK_FILTERS:
+            policies += _policies(url, network_filter.typed_config.value)
             extra.append(f"filter {network_filter.name or url}")
     single = tuple(destination for destination in destinations if destination is not None)
-    return Chain(message.name, http, tcp, single, unique(conditions), unique(extra))
+    port = match.destination_port.value
+    return Chain(message.name, http, tcp, single, unique(conditions), unique(extra), port, unique(policies))
+
+
+def _policies(url: str, body: bytes) -> list[str]:
+    """Authorization policies that a filter enforces: `NAMESPACE/NAME`, or the name of a rule that says no such thing.
+
+    A filter that only tries policies out (Istio's dry run) enforces nothing.
+    """
+    if url not in _RBAC:
+        return []
+    message = parse(_RBAC[url], body)
+    if not message.HasField("rules"):
+        return []
+    found = []
+    for name in sorted(message.rules.policies):
+        istio = _POLICY.match(name)
+        found.append(f"{istio[1]}/{istio[2]}" if istio else name)
+    return found or ["without rules"]
 
 
 def _single(prefix: Any) -> str | None:
@@ -107,6 +134,7 @@ def _single(prefix: Any) -> str | None:
 def _http(body: bytes) -> Http:
     message = parse(envoy.HttpConnectionManager, body)
     extra = []
+    policies: list[str] = []
     for http_filter in message.http_filters:
         url = http_filter.typed_config.type_url.rpartition("/")[2]
         if url == "envoy.extensions.filters.http.fault.v3.HTTPFault":
@@ -114,18 +142,19 @@ def _http(body: bytes) -> Http:
             if fault.HasField("delay") or fault.HasField("abort"):
                 extra.append("fault")
         elif url not in _IDLE_HTTP_FILTERS and not http_filter.disabled:
+            policies += _policies(url, http_filter.typed_config.value)
             extra.append(f"filter {http_filter.name or url}")
     specifier = message.WhichOneof("route_specifier")
     if specifier == "rds":
         if not message.rds.route_config_name:
             raise ResourceError("the listener's RDS reference has no name")
-        return Http(rds=message.rds.route_config_name, unsupported=unique(extra))
+        return Http(rds=message.rds.route_config_name, unsupported=unique(extra), policies=unique(policies))
     if specifier == "route_config":
-        return Http(inline=routes_from(message.route_config), unsupported=unique(extra))
+        return Http(inline=routes_from(message.route_config), unsupported=unique(extra), policies=unique(policies))
     if specifier is None:
         raise ResourceError("the HTTP connection manager has no routes")
     extra.append(specifier.replace("_", "-"))
-    return Http(unsupported=unique(extra))
+    return Http(unsupported=unique(extra), policies=unique(policies))
 
 
 def _tcp(body: bytes) -> Tcp:

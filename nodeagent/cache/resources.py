@@ -172,11 +172,15 @@ class RouteConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class Http:
-    """The HTTP side of a filter chain: a route table by RDS name or inline."""
+    """The HTTP side of a filter chain: a route table by RDS name or inline.
+
+    `policies` are the names of authorization policies that its filters enforce.
+    """
 
     rds: str = ""
     inline: RouteConfiguration | None = None
     unsupported: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,7 @@ class Chain:
 
     `destinations` are the single addresses that it is for (empty: the listener's own). `conditions` names the other
     kinds of its match that narrow it (`sni`, `source-prefix`, ...); protocol sniffing (`http/1.1`, `h2c` on plaintext)
-    does not count as one.
+    does not count as one. `port` is the destination port that it is for (0: any), `policies` as of `Http`.
     """
 
     name: str
@@ -202,6 +206,8 @@ class Chain:
     destinations: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
+    port: int = 0
+    policies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

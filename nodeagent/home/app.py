@@ -119,7 +119,7 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         raise SettingsError(f"--max-upstreams {given.max_upstreams}", "at least one is needed")
     if given.upstreams_only and given.listen:
         raise SettingsError(
-            "--upstreams-only", "--listen is given, too", "the agent is told the Envoy's address: --home, --home-is-envoy"
+            "--upstreams-only", "--listen is given, too", "name the Envoy to the agent: --home, --home-is-envoy"
         )
     listen = tuple(parse_address(text) for text in given.listen)
     return Settings(

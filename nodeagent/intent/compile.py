@@ -38,7 +38,8 @@ from nodeagent.errors import CapacityError
 from nodeagent.intent import features as f
 from nodeagent.intent.clusters import ClusterDraft, draft, endpoint_of, slots, version
 from nodeagent.intent.ids import LASTING, LIMITS, Known, assign
-from nodeagent.intent.model import Intent, Program, Rejection, RouteInfo, Table, Where
+from nodeagent.intent.inbound import Unenforced, unenforced
+from nodeagent.intent.model import NOT_ENFORCED, Intent, Program, Rejection, RouteInfo, Table, Where
 from nodeagent.intent.packing import digest
 from nodeagent.intent.services import PASSTHROUGH, Services, TcpService, services_of
 from nodeagent.intent.tables import RouteDraft, TableCompiler, TableDraft, VhostDraft
@@ -75,6 +76,7 @@ class _View:
     services: Services
     tables: dict[str, TableDraft]
     clusters: dict[str, ClusterDraft]
+    unenforced: tuple[Unenforced, ...] = ()
     tcp: dict[TcpService, RouteInfo] = field(default_factory=dict)
 
 
@@ -118,7 +120,7 @@ class Compiler:
                 known = (cluster, assignment, draft(cluster, assignment))
             fresh[memo] = known
             clusters[name] = known[2]
-        return _View(key, services, tables, clusters)
+        return _View(key, services, tables, clusters, unenforced(resources))
 
 
 class _Writer:
@@ -418,7 +420,10 @@ class _Writer:
 
     def _write_workloads(self) -> dict[str, int]:
         enrolled = {}
+        asked = {view.key: view.unenforced for view in self._views}
         for workload, view in self._workloads:
+            for item in asked.get(view, ()):
+                self._reject(view, NOT_ENFORCED, workload.key, item.reason, item.effect)
             number = self._ids[NameKind.WORKLOAD].get(_workload_key(workload))
             view_number = self._ids[NameKind.VIEW].get(view)
             if number is None or view_number is None:

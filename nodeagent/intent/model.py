@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from nodeagent.abi.records import Action
 from nodeagent.cache.resources import Source
 from nodeagent.intent.ids import Known
 from nodeagent.intent.packing import Image, assemble
+
+#: The kind of a rejection that says: a policy for this workload is in force nowhere. Every other kind fails closed.
+NOT_ENFORCED: Final = "policy-not-enforced"
 
 
 class Table(StrEnum):

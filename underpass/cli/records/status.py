@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from nodeagent.intent.model import NOT_ENFORCED
 from underpass.cli.errors import FAILED, OK, PARTIAL, UNREACHABLE
 from underpass.cli.output import API_VERSION
 from underpass.cli.records import verdicts

@@ -151,3 +151,15 @@ def test_verdicts() -> None:
     found = judge(facts(), plane=ControlPlane("a:1", ready=True, objects=VERDICTS))
     assert "a.yaml:9: VirtualService shop/b rejected: bad regex" in found["problems"][0]
     assert len(found["problems"]) == 3
+
+
+def test_a_policy_that_nothing_enforces_is_a_problem_and_never_just_a_remark() -> None:
+    item = {
+        "view": "a", "kind": "policy-not-enforced", "name": "shop/web-0", "source": None,
+        "reason": "AuthorizationPolicy shop/deny at every port", "effect": "NOT ENFORCED: every request reaches it",
+    }  # fmt: skip
+    found = judge(facts(agent_changes={"rejections": [item]}))
+    text = "workload shop/web-0: AuthorizationPolicy shop/deny at every port: NOT ENFORCED: every request reaches it"
+    assert found["problems"] == [f"node-1: {text}"]
+    assert records.exit_code(found) == FAILED
+    assert "  not kernel" not in dict(records.lines(found))
