@@ -245,6 +245,10 @@ static __noinline int up_go_away(struct up_conn *c, struct up_way *w, struct up_
 		if (u->kind == UP_KIND_UPSTREAM && u->state == UP_FREE) {
 			if (u->mss < c->mss)
 				reason = UP_R_MSS;
+			else if (p->pay > u->wnd)
+				/* Held back it would wait for TCP's probe, 200 ms from now: nothing is under way that the endpoint
+				 * could acknowledge, and the client goes by the window of its previous peer. */
+				reason = UP_R_WINDOW;
 			else if ((u->flags ^ c->flags) & UP_CF_USEC_TS)
 				reason = UP_R_TIMESTAMPS;
 			else {

@@ -52,6 +52,7 @@ static const char *const up_reason_names[UP_R_LAST] = {
 	[UP_R_TIMESTAMPS] = "timestamp-unit",
 	[UP_R_ENDPOINT_GONE] = "endpoint-gone",
 	[UP_R_HALF_CLOSE] = "half-close",
+	[UP_R_WINDOW] = "small-window",
 };
 
 static const char *const up_counter_names[UP_C_LAST] = {

@@ -458,6 +458,7 @@ enum up_reason {
 	UP_R_TIMESTAMPS = 44,  /* the two sockets' timestamps count in different units */
 	UP_R_ENDPOINT_GONE = 45,
 	UP_R_HALF_CLOSE = 46, /* the request comes with a FIN */
+	UP_R_WINDOW = 47,     /* the first packet brings more than the endpoint takes at once */
 	UP_R_LAST = 48,
 };
 

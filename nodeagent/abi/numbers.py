@@ -215,6 +215,7 @@ class Reason(IntEnum):
     TIMESTAMPS = 44
     ENDPOINT_GONE = 45
     HALF_CLOSE = 46
+    WINDOW = 47
     LAST = 48
 
 
@@ -297,6 +298,7 @@ REASON_LABELS: Final[dict[int, str]] = {
     Reason.TIMESTAMPS: "timestamp-unit",
     Reason.ENDPOINT_GONE: "endpoint-gone",
     Reason.HALF_CLOSE: "half-close",
+    Reason.WINDOW: "small-window",
 }
 
 
