@@ -44,8 +44,8 @@ class Asked:
             self.sock.sendall(part)
 
     def answer(self, body: bytes, status: str = "200 OK") -> None:
-        """A response with a length."""
-        self.send(head_of(len(body), status) + body)
+        """A response with a length, and the body unless the request was HEAD."""
+        self.send(head_of(len(body), status) + (b"" if self.method == "HEAD" else body))
 
 
 Script = Callable[["Scripted", Asked], None]
