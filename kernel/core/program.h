@@ -174,7 +174,7 @@ UP_INLINE __u32 up_action_cluster(const struct up_action *a, __u32 random)
 	for (k = 0; k < UP_WEIGHTS - 1; k++)
 		if (k >= (__u32)a->n - 1 || x < a->to[k].upto)
 			break;
-	return a->to[k].cluster;
+	return a->to[up_bound(k, UP_WEIGHTS - 1)].cluster;
 }
 
 #endif
