@@ -39,7 +39,7 @@ from nodeagent.intent import features as f
 from nodeagent.intent.clusters import ClusterDraft, draft, endpoint_of, slots, version
 from nodeagent.intent.ids import LASTING, LIMITS, Known, assign
 from nodeagent.intent.inbound import Unenforced, unenforced
-from nodeagent.intent.model import NOT_ENFORCED, Intent, Program, Rejection, RouteInfo, Table, Where
+from nodeagent.intent.model import NOT_CAPTURED, NOT_ENFORCED, Intent, Program, Rejection, RouteInfo, Table, Where
 from nodeagent.intent.packing import digest
 from nodeagent.intent.services import PASSTHROUGH, Services, TcpService, services_of
 from nodeagent.intent.tables import RouteDraft, TableCompiler, TableDraft, VhostDraft
@@ -406,6 +406,8 @@ class _Writer:
             if item.address:
                 self._reject(view.key, "service", f"{item.address}:{item.port}", item.reason, _REFUSED)
                 self._service(view, item.address, item.port, Service(ServiceKind.REFUSE))
+            elif item.host:
+                self._reject(view.key, NOT_CAPTURED, item.host, item.reason, _UNTOUCHED, item.source)
             else:
                 self._reject(view.key, "listener", item.listener, item.reason, _UNTOUCHED)
 

@@ -14,6 +14,8 @@ from nodeagent.intent.packing import Image, assemble
 
 #: The kind of a rejection that says: a policy for this workload is in force nowhere. Every other kind fails closed.
 NOT_ENFORCED: Final = "policy-not-enforced"
+#: The kind of a rejection that says: no connection reaches the rules of this host, since no address leads to it.
+NOT_CAPTURED: Final = "not-captured"
 
 
 class Table(StrEnum):

@@ -8,7 +8,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
-from nodeagent.cache.resources import Chain, Http, Listener, RouteConfiguration, WeightedCluster
+from nodeagent.cache.resources import Chain, Http, Listener, RouteConfiguration, Source, WeightedCluster
 from nodeagent.cache.store import Resources
 
 #: Clusters of Istio's that mean "where the connection was going anyway" and "nowhere".
@@ -44,13 +44,16 @@ class TcpService:
 class Uncaptured:
     """A listener, or a part of one, that is no service.
 
-    `reason` says why; `address` is set when it would have been one for that address, which is then refused.
+    `reason` says why; `address` is set when it would have been one for that address, which is then refused. `host` is
+    set when it is one virtual host (a headless service, a host without an address); `source` is that of its first rule.
     """
 
     listener: str
     reason: str
     address: str = ""
     port: int = 0
+    host: str = ""
+    source: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,8 @@ def _read(
             table = _table(listener, http, http.http, resources, tables)
             for vip in destinations or ((address,) if address else _addresses(table.routes)):
                 yield HttpService(vip, port, table.name, listener.name)
+            if not destinations and not address:
+                yield from _without_address(listener, table.routes)
         elif tcp is not None and tcp.tcp is not None:
             clusters = tcp.tcp.clusters
             if all(cluster.name == PASSTHROUGH for cluster in clusters):
@@ -139,6 +144,18 @@ def _read(
         else:
             for target in destinations or (address,):
                 yield Uncaptured(listener.name, "no filter chain ends in HTTP or TCP", target, port)
+
+
+def _without_address(listener: Listener, routes: RouteConfiguration | None) -> Iterator[Uncaptured]:
+    """Virtual hosts that no address leads to: their clients connect to endpoints' own addresses, which nobody captures.
+
+    Their rules still hold for a request that names such a host on a connection to another service of the port.
+    """
+    for vhost in routes.virtual_hosts if routes is not None else ():
+        if "*" not in vhost.domains and all(_address(domain) is None for domain in vhost.domains):
+            source = next((route.source for route in vhost.routes if route.source is not None), None)
+            reason = "no service address leads to it (headless, or a host without addresses)"
+            yield Uncaptured(listener.name, reason, host=vhost.name, source=source)
 
 
 def _speaks_http(http: Http, tcp: Chain | None, resources: Resources) -> bool:

@@ -22,7 +22,7 @@ from nodeagent.cache.resources import Value
 from nodeagent.cache.store import Decoder, Resources, resources_from
 from nodeagent.errors import ResourceError
 from nodeagent.intent.compile import Compiler
-from nodeagent.intent.model import Rejection, RouteInfo, Where
+from nodeagent.intent.model import NOT_CAPTURED, NOT_ENFORCED, Rejection, RouteInfo, Where
 
 ERROR: Final = "error"
 WARNING: Final = "warning"
@@ -415,6 +415,8 @@ def _service(compiled: _Compiled, service: Service) -> Iterator[Rule]:
         path = f"ports[{index}]"
         label = f"{port.number} {port.protocol}"
         where, why = _summary(found)
+        if found and _not_captured(compiled, f"{service.hostname}:{port.number}"):
+            where, why = NOWHERE, "no address of its own: connections are left alone"
         if found:
             yield Rule(path, index, label, service.source.line, where, why, tuple(found))
             continue
@@ -435,6 +437,11 @@ def _service(compiled: _Compiled, service: Service) -> Iterator[Rule]:
         else:
             where, why = NOWHERE, "no client of these files sees it"
         yield Rule(path, index, label, service.source.line, where, why, told=ruled is not None)
+
+
+def _not_captured(compiled: _Compiled, host: str) -> bool:
+    """Whether no client's connection can reach the rules of this host."""
+    return any(item.kind == NOT_CAPTURED and item.name == host for item in compiled.rejections.values())
 
 
 def _ruled_by(compiled: _Compiled, host: str) -> tuple[str, str] | None:
@@ -526,6 +533,14 @@ def _agent_problems(
         yield Problem(ERROR, "refused-by-agents", "", 0, kind, "", name, f"agents refuse {kind} {name}: {reason}")
     for rejection in compiled.rejections.values():
         source = rejection.source
+        if rejection.kind == NOT_CAPTURED:
+            who = (source.kind, source.namespace, source.name) if source is not None else ("host", "", rejection.name)
+            file, line = (source.file, source.line) if source is not None else ("", 0)
+            text = f"{rejection.name}: {rejection.reason}: {rejection.effect}, so that its rules do not apply"
+            yield Problem(WARNING, NOT_CAPTURED, file, line, *who, text)
+            continue
+        if rejection.kind == NOT_ENFORCED:
+            continue  # told with the policy's own rules
         if rejection.kind == "route" or source is not None:
             continue  # told with its rule, or as an unknown host
         address, _, port = rejection.name.rpartition(":")

@@ -10,7 +10,7 @@ from nodeagent.admin.status import rejection_status
 from nodeagent.cache.resources import Chain, Http, Listener, Tcp, WeightedCluster
 from nodeagent.cache.store import Resources
 from nodeagent.intent.inbound import unenforced
-from nodeagent.intent.model import NOT_ENFORCED, Rejection
+from nodeagent.intent.model import NOT_CAPTURED, NOT_ENFORCED, Rejection
 from tests.support import fake_node
 
 PODS = (("shop", "api-1", ("10.244.0.1",)),)
@@ -83,3 +83,25 @@ def test_the_loop_breaker_is_no_policy_and_other_filters_are_named() -> None:
     assert unenforced(inbound(hole)) == ()
     [item] = unenforced(inbound(hole, default=jwt))
     assert item.reason == "filter envoy.filters.http.jwt_authn at every port"
+
+
+HEADLESS = """---
+apiVersion: v1
+kind: Service
+metadata: {name: nodes, namespace: shop}
+spec: {clusterIP: None, selector: {app: api}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: nodes, namespace: shop}
+spec: {hosts: [nodes], http: [{route: [{destination: {host: nodes}}]}]}
+"""
+
+
+def test_rules_of_a_headless_http_service_are_said_to_reach_nobody(tmp_path: Path) -> None:
+    node = fake_node.build(tmp_path, fake_node.SHOP + HEADLESS, PODS)
+    [item] = [item for item in node.intent.rejections if item.kind == NOT_CAPTURED]
+    assert item.name == "nodes.shop.svc.cluster.local:80"
+    assert item.source is not None
+    assert (item.source.kind, item.source.name) == ("VirtualService", "nodes")
+    assert item.effect == "connections to it are left alone"

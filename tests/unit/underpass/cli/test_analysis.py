@@ -195,6 +195,22 @@ def test_what_nobody_enforces_is_an_error() -> None:
     }
 
 
+HEADLESS = """apiVersion: v1
+kind: Service
+metadata: {name: nodes, namespace: shop}
+spec: {clusterIP: None, selector: {app: api}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+""" + virtual("  - route: [{destination: {host: nodes}}]", "nodes", "nodes")
+
+
+def test_rules_of_a_headless_service_reach_nobody_and_are_said_to() -> None:
+    report = judge({"shop.yaml": SHOP, "headless.yaml": HEADLESS})
+    told = problem(report, "not-captured")
+    assert (told.severity, told.kind, told.name, told.file) == ("warning", "VirtualService", "nodes", "headless.yaml")
+    assert told.message.startswith("nodes.shop.svc.cluster.local:80: no service address leads to it")
+    assert told.line == line_of(HEADLESS, "  - route:")
+
+
 def test_the_judgement_does_not_depend_on_the_order_of_files() -> None:
     rules = virtual("  - route: [{destination: {host: api}}]")
     one, two = judge({"a.yaml": SHOP, "b.yaml": rules}), judge({"b.yaml": rules, "a.yaml": SHOP})
