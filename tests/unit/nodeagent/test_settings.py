@@ -26,6 +26,7 @@ def test_homes_may_be_given_together_or_apart() -> None:
         (["--home", "10.0.0.1"], "write 10.0.0.1:15001"),
         (["--home", "10.0.0.1:99999"], "is no port"),
         (["--home", "10.0.0.1:1", "10.0.0.2:1"], "more than one home peer"),
+        (["--home-is-envoy"], "no --home is given"),
         (["--node", "a/b"], "without slashes"),
         (["--xds", "localhost"], "not a host and a port"),
     ],

@@ -15,6 +15,7 @@ from nodeagent.home.app import _LAYOUTS, check_layouts, main, parse_address, par
 
 def test_defaults_and_flags() -> None:
     bare = parse_arguments([])
+    assert parse_arguments(["--upstreams-only"]) == bare
     assert (bare.node, bare.listen, bare.run_dir, bare.mss) == ("node-1", (), None, 1360)
     given = parse_arguments(
         ["--node", "n2", "--listen", "10.0.0.1:15001", "--listen", "[FD00::1]:15001", "--run-dir", "/x", "--mss", "0"]
@@ -32,7 +33,15 @@ def test_bad_addresses(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--node", "a/b"], ["--node", ""], ["--mss", "100"], ["--max-upstreams", "0"], ["--listen", "x"]]
+    "arguments",
+    [
+        ["--node", "a/b"],
+        ["--node", ""],
+        ["--mss", "100"],
+        ["--max-upstreams", "0"],
+        ["--listen", "x"],
+        ["--upstreams-only", "--listen", "10.0.0.1:15001"],
+    ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
