@@ -109,9 +109,13 @@ static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 
  */
 static __noinline int up_cut(struct __sk_buff *skb, struct up_packet *p, __u32 keep)
 {
-	__u32 whole = p->off + keep, old, new;
+	__u32 whole, old, new;
 	void *d, *e;
 
+	/* Trimmed, a super-packet is one no more: what is longer than a segment would be dropped on the way, all of it. */
+	if (skb->gso_size && keep > skb->gso_size)
+		keep = skb->gso_size;
+	whole = p->off + keep;
 	if (!up_checksum_partial(skb) || bpf_skb_change_tail(skb, whole, 0))
 		return -1;
 	d = (void *)(long)skb->data;
