@@ -76,7 +76,8 @@ class View:
     def metadata(self) -> dict[str, object]:
         """Node metadata as an Istio sidecar sends it.
 
-        ISTIO_VERSION stays unset: it would ask a control plane for Istio's own Envoy extensions.
+        ISTIO_VERSION stays unset: it would ask a control plane for Istio's own Envoy extensions. The interception mode
+        must not be NONE: such a sidecar gets no inbound listener, and so would never hear of the workload's policies.
         """
         return {
             "NAME": self.name,
@@ -87,7 +88,7 @@ class View:
             "INSTANCE_IPS": ",".join(self.ips),
             "NODE_NAME": self.node,
             "WORKLOAD_NAME": self.owner,
-            "INTERCEPTION_MODE": "NONE",
+            "INTERCEPTION_MODE": "REDIRECT",
         }
 
 

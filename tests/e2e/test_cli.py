@@ -188,3 +188,19 @@ def test_a_part_that_cannot_be_reached_is_partial() -> None:
     state = load(NAME)
     assert state is not None
     assert ask("version", "--control-plane", state.http)["control_plane"]["version"]
+
+
+DENY = """apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny, namespace: shop}
+spec: {selector: {matchLabels: {app: ratings}}, action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]}
+"""
+
+
+def test_a_policy_that_nobody_enforces_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "deny.yaml").write_text(DENY)
+    run("lab", "apply", "-f", str(tmp_path / "deny.yaml"))
+    told = [text for text in ask("status", code=1)["problems"] if "NOT ENFORCED" in text]
+    assert len(told) == 1
+    assert "workload shop/ratings-0: AuthorizationPolicy shop/deny at" in told[0]
+    assert "not-enforced" in json.dumps(ask("config", "status", "--kind", "AuthorizationPolicy"))
