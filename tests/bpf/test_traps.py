@@ -108,8 +108,12 @@ def test_a_head_behind_a_body_in_one_send(traps: Traps, two: tuple[Scripted, Scr
         cut = whole.index(b"\r\n\r\n") + 4
         talk.send(whole[:cut])
         time.sleep(0.02)
+        begin = time.monotonic()
         talk.send(whole[cut:] + request("b", "/second"))
-        assert [talk.read(), talk.read()] == [expected("a", "/first", body), expected("b", "/second")]
+        assert talk.read() == expected("a", "/first", body)
+        # a super-packet that was cut longer than a segment was lost as a whole, and came a segment at a time
+        assert time.monotonic() - begin < (0.3 if size <= 5000 else 1), str(counts)
+        assert talk.read() == expected("b", "/second")
         assert counts[Counter.CUT] >= 1, str(counts)
         assert counts[Counter.KERNEL] == 2, str(counts)
         in_the_kernel(traps, talk)

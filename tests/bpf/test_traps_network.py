@@ -76,7 +76,6 @@ def all_in_the_kernel(
     """Bodies both ways on one connection, every request decided in the kernel, and next to nothing sent twice."""
     client = pod or traps.client
     before = traps.tcp(client, "TcpRetransSegs")
-    timeouts = traps.tcp(client, "TcpExtTCPTimeouts")
     counts, punted = traps.counts(), window_punts(traps)
     with traps.talk(client) as talk:
         requests = both_ways(talk, name, rounds)
@@ -84,9 +83,7 @@ def all_in_the_kernel(
     assert counts[Counter.KERNEL] >= requests * 4 // 5, str(counts)
     assert counts[Counter.TRANSLATE_ERROR] == 0, str(counts)
     again = traps.tcp(client, "TcpRetransSegs") - before
-    assert again <= retransmitted, (
-        f"{again} segments sent again, {traps.tcp(client, 'TcpExtTCPTimeouts') - timeouts} timeouts"
-    )
+    assert again <= retransmitted, f"{again} segments sent again, {counts}, {window_punts(traps) - punted} to home"
 
 
 @pytest.mark.parametrize(
@@ -257,8 +254,10 @@ def test_a_pipelined_head_behind_a_body_with_software_checksums(
         assert [talk.read(), talk.read()] == [expected("plain", "/first", body), expected("plain", "/second")], str(
             counts
         )
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 1.5
         assert counts[Counter.KERNEL] == 2, str(counts)
+        # even then the sum is made behind our hook, so that a cut needs none of its own
+        assert counts[Counter.CUT] >= 1, str(counts)
 
 
 # ---- what looks on ----
