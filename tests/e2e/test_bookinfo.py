@@ -50,18 +50,26 @@ def test_istios_rules_unedited(nodes: list[str], file: str, headers: dict[str, s
     applied = lab.apply(NAME, [read_file(path)], lambda _line: None)
     assert not follow.report_verdicts(applied.state, [path], lambda _line: None)
     assert follow.wait_applied(applied.state) == []
-    before = counters.read(nodes)
     client = ProbeClient(NAME, "productpage-v1", "reviews", 9080)
     try:
-        report = client.run(run=REQUESTS, target="/reviews/0", headers=headers)
+        # A fair draw leaves three sigma once in 370 times, twice in a row never: a split that is off is off again.
+        fair = _round(nodes, client, headers, shares) or _round(nodes, client, headers, shares)
     finally:
         client.close()
+    assert fair, shares
+
+
+def _round(nodes: list[str], client: ProbeClient, headers: dict[str, str], shares: dict[str, float]) -> bool:
+    """Asks REQUESTS times over one connection; whether the split lies within three sigma."""
+    before = counters.read(nodes)
+    report = client.run(run=REQUESTS, target="/reviews/0", headers=headers)
     seen = counters.read(nodes).since(before)
     assert report["errors"] == 0, report["why"]
     assert report["connections"] == 1
     assert set(report["workloads"]) == set(shares)
-    for workload, share in shares.items():
-        sigma = math.sqrt(REQUESTS * share * (1 - share))
-        assert abs(report["workloads"][workload] - REQUESTS * share) <= 3 * sigma
     assert seen.kernel + seen.home == REQUESTS
     assert seen.kernel > 0.95 * REQUESTS, seen.punts
+    return all(
+        abs(report["workloads"][workload] - REQUESTS * share) <= 3 * math.sqrt(REQUESTS * share * (1 - share))
+        for workload, share in shares.items()
+    )

@@ -138,28 +138,33 @@ def apply(file: str) -> None:
     time.sleep(0.3)  # gRPC acknowledges an update before its channels use it
 
 
-def check_split(who: str, answers: Mapping[str, int]) -> None:
-    assert sum(answers.values()) == REQUESTS and set(answers) <= {V1, V2}, (who, answers)
-    sigma = math.sqrt(REQUESTS * 0.1 * 0.9)
-    assert abs(answers.get(V2, 0) - REQUESTS * 0.1) <= 3 * sigma, (who, answers)
+def check_split(who: str, ask: Ask, user: str = "") -> int:
+    """A fair draw leaves three sigma once in 370 times, twice in a row never. How many requests that took."""
+    drawn: list[int] = []
+    for _ in range(2):
+        answers = ask(REQUESTS, user)
+        assert sum(answers.values()) == REQUESTS and set(answers) <= {V1, V2}, (who, answers)
+        drawn.append(answers.get(V2, 0))
+        if abs(drawn[-1] - REQUESTS * 0.1) <= 3 * math.sqrt(REQUESTS * 0.1 * 0.9):
+            return len(drawn) * REQUESTS
+    raise AssertionError(f"{who}: {drawn} of {REQUESTS} from {V2}")
 
 
 def test_the_kernel_an_envoy_and_grpc_follow_one_control_plane(state: State, clients: dict[str, Ask]) -> None:
     kernel_before = counters.read(state.nodes)
-    for who, ask in clients.items():
-        check_split(who, ask(REQUESTS, ""))
+    sent = {who: check_split(who, ask) for who, ask in clients.items()}
     apply("catalog-testers-v2.yaml")
     for who, ask in clients.items():
         assert ask(EXACT, "tester") == {V2: EXACT}, who
-        check_split(who, ask(REQUESTS, "somebody"))
+        sent[who] += EXACT + check_split(who, ask, "somebody")
     apply("catalog-all-v2.yaml")
     for who, ask in clients.items():
         assert ask(EXACT, "") == {V2: EXACT}, who
+        sent[who] += EXACT
     seen = counters.read(state.nodes).since(kernel_before)
-    sent = 2 * REQUESTS + 2 * EXACT
     # What Envoy and gRPC sent is not counted: it went past the kernel's decision.
-    assert seen.kernel + seen.home == sent
-    assert seen.kernel > 0.95 * sent, seen.punts
+    assert seen.kernel + seen.home == sent["kernel"]
+    assert seen.kernel > 0.95 * sent["kernel"], seen.punts
     connected = get_json(state.http, "/debug/connections")[1]
     names = " ".join(client["connectionId"] for client in connected["clients"])
     assert "envoy-client.shop" in names and "grpc-client.shop" in names and "web" in names
