@@ -1,4 +1,4 @@
-"""A real Envoy as the home peer: it answers what is punted, the kernel the rest; home keeps upstreams and no listener."""
+"""A real Envoy as the home peer: it answers what is punted, the kernel the rest; home keeps upstreams, no listener."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Pod:
 class LittleNode:
     """One bridge, some pods, one home. Use as a context manager.
 
-    home_kind 1, set before it is entered: somebody else (an Envoy) listens at the home address, home keeps upstreams only.
+    home_kind 1, set before it is entered: somebody else (an Envoy) listens at the home address, home keeps upstreams.
     """
 
     def __init__(self, root: Path, home_arguments: Sequence[str] = ()) -> None:
