@@ -207,17 +207,27 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 	} else {
 		w.idle = up_response_over(&c->rsp, p->ack);
 	}
-	/* A packet was cut where the next head begins: what lies behind those bytes waits for them. Let through, it would reach an
-	 * endpoint that it is not for, or leave a hole in the wire that its next client can never fill. */
-	if (c->state == UP_AWAY && !c->left && !p->rst && (p->pay || p->fin) && up_after(p->seq, c->next)) {
-		up_count(UP_C_HELD);
-		return UP_TC_SHOT;
-	}
-	/* A pipelined head rides behind this body: it must not reach this endpoint undecided. A FIN behind it goes with it. */
-	if (c->state == UP_AWAY && p->pay && !p->rst && !c->left && up_before(p->seq, c->next) &&
-	    up_after(p->seq + p->pay, c->next)) {
-		if (up_cut(skb, p, c->next - p->seq))
+	if (!(c->flags & UP_CF_UNSYNCED) && !c->left && !p->rst) {
+		/* A packet was cut where the next head begins: what lies behind those bytes waits for them, at home, too, if the wire
+		 * was taken back meanwhile. Let through, it would reach an endpoint that it is not for, or turn up later in the middle
+		 * of something else that is sent in its place. */
+		if ((p->pay || p->fin) && up_after(p->seq, c->next)) {
+			up_count(UP_C_HELD);
 			return UP_TC_SHOT;
+		}
+		/* A pipelined head rides behind this body. It must not reach this endpoint undecided; a FIN behind it goes with it.
+		 * Home takes it, and says where the next one is due. */
+		if (p->pay && up_before(p->seq, c->next) && up_after(p->seq + p->pay, c->next)) {
+			if (c->state == UP_AWAY) {
+				if (up_cut(skb, p, c->next - p->seq))
+					return UP_TC_SHOT;
+			} else {
+				c->flags |= UP_CF_UNSYNCED;
+				c->synced = 0;
+				up_count(UP_C_HEADS);
+				up_count_punt(0, UP_R_PIPELINED);
+			}
+		}
 	}
 	if (p->rst || (p->fin && !due)) {
 		r = up_client_ends(skb, c, &w, p);
