@@ -119,8 +119,11 @@ static __noinline int up_look(struct up_conn *c, struct up_way *w, struct up_pac
 			u->cack = p->ack;
 		if (p->te)
 			u->cte = p->te;
-		idle = up_idle(u);
+		idle = due ? up_spent(u) : up_idle(u);
 		if (due && idle) {
+			/* what could not be followed may have more to say: such a wire is nobody else's */
+			if (u->rsp.state == UP_RSP_LOST)
+				u->rsp.flags |= UP_RSPF_CLOSE;
 			u->rsp.state = UP_RSP_HEAD;
 			u->rsp.flags &= UP_RSPF_CLOSE;
 		}

@@ -164,6 +164,11 @@ EXPORT void up_core_come_home(struct up_conn *c, __u32 seq, __u32 ack, __u32 te)
 	up_come_home(c, seq, ack, te);
 }
 
+EXPORT int up_core_spent(const struct up_conn *u)
+{
+	return up_spent(u);
+}
+
 EXPORT int up_core_idle(const struct up_conn *u)
 {
 	return up_idle(u);

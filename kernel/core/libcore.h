@@ -53,6 +53,7 @@ void up_core_freeze(struct up_conn *u, __u32 seq, __u32 ack, __u32 te);
 void up_core_leave_home(struct up_conn *c, __u32 seq, __u32 ack, __u32 te);
 void up_core_come_home(struct up_conn *c, __u32 seq, __u32 ack, __u32 te);
 int up_core_idle(const struct up_conn *u);
+int up_core_spent(const struct up_conn *u);
 void up_core_shift(const struct up_conn *c, const struct up_conn *u, int which, struct up_shift *out);
 
 #endif

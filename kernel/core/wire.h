@@ -65,10 +65,23 @@ UP_INLINE void up_come_home(struct up_conn *c, __u32 seq, __u32 ack, __u32 te)
 	c->state = UP_AT_HOME;
 }
 
-/* Nothing of the last request is under way any more: the wire may be frozen without a packet of the client's. */
-UP_INLINE int up_idle(const struct up_conn *u)
+/*
+ * For a client that begins its next request: it has read the response to the last one. Of a response that could not be followed
+ * (UP_RSP_LOST) only that tells, and only if nothing is on its way; see up_response_over().
+ */
+UP_INLINE int up_spent(const struct up_conn *u)
 {
 	return up_response_over(&u->rsp, u->cack) && (u->rsp.state == UP_RSP_IDLE || u->eack == u->next);
+}
+
+/*
+ * Nothing of the last request is under way any more, for sure: the wire may be frozen without a packet of the client's. That a
+ * client has acknowledged all there was of a response that cannot be followed says nothing: the rest may come a second later,
+ * and would be the next client's.
+ */
+UP_INLINE int up_idle(const struct up_conn *u)
+{
+	return u->rsp.state != UP_RSP_LOST && up_spent(u);
 }
 
 /* The client has not got all of the response. Of one that ends with the connection nobody can say so. */

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -56,3 +58,53 @@ def test_what_was_held_back_does_not_go_home_when_the_wire_is_taken_back(traps: 
             for server in (slow, quick):
                 assert talk.ask(server.name, f"/{n}") == expected(server.name, f"/{n}"), str(counts)
         assert talk.ask("nowhere").startswith("503 ")
+
+
+TWICE = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nContent-Length: 10\r\n\r\nhello"
+
+
+def test_a_response_that_cannot_be_followed_keeps_its_wire(traps: Traps) -> None:
+    """The client has acknowledged all there is; but the rest of the response comes later, and is nobody else's."""
+
+    def script(server: Scripted, asked: Asked) -> None:
+        if asked.path != "/odd":
+            asked.answer(told(server.name, asked))
+            return
+        asked.send(TWICE)
+        gate.wait(5)
+        asked.send(b"world")
+
+    gate = threading.Event()
+    odd = traps.serve("odd", traps.a, script)
+    traps.warm(odd)
+    with traps.talk() as talk, traps.talk() as other:
+        assert talk.ask("odd") == expected("odd", "/")
+        talk.send(request("odd", "/odd"))
+        assert talk.stream.read(len(TWICE)) == TWICE
+        wire = traps.wire(odd, server_pod=traps.a)
+        assert not eventually(lambda: traps.control.reclaim(wire), 0.3)
+        gate.set()
+        assert talk.stream.read(5) == b"world"
+        # the client may go on, but this wire is not lent again
+        assert talk.ask("odd", "/next") == expected("odd", "/next")
+        assert other.ask("odd", "/other") == expected("odd", "/other")
+        used = [port for port, path in odd.served if path == "/odd"]
+        assert not {port for port, path in odd.served if path in ("/next", "/other")} & set(used)
+
+
+def test_the_end_of_a_response_that_cannot_be_followed_reaches_the_client(traps: Traps) -> None:
+    def script(server: Scripted, asked: Asked) -> None:
+        if asked.path != "/odd":
+            asked.answer(told(server.name, asked))
+            return
+        asked.send(TWICE)
+        time.sleep(0.1)
+        asked.sock.shutdown(socket.SHUT_RDWR)
+
+    ending = traps.serve("ending", traps.a, script)
+    traps.warm(ending)
+    with traps.talk() as talk:
+        assert talk.ask("ending") == expected("ending", "/")
+        talk.sock.settimeout(3)
+        talk.send(request("ending", "/odd"))
+        assert talk.stream.read() == TWICE

@@ -95,6 +95,7 @@ _MORE: Final = {
     "up_core_leave_home": (None, (_p, _u, _u, _u)),
     "up_core_come_home": (None, (_p, _u, _u, _u)),
     "up_core_idle": (c.c_int, (_p,)),
+    "up_core_spent": (c.c_int, (_p,)),
     "up_core_shift": (None, (_p, _p, c.c_int, c.POINTER(Shift))),
 }
 
@@ -139,6 +140,11 @@ def come_home(client: Memory, seq: int, ack: int, te: int) -> None:
 def idle(u: Memory) -> bool:
     """`up_idle`."""
     return bool(library().up_core_idle(u.address))
+
+
+def spent(u: Memory) -> bool:
+    """`up_spent`."""
+    return bool(library().up_core_spent(u.address))
 
 
 def shift(which: int, client: Memory | None = None, u: Memory | None = None) -> Shift:
