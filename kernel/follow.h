@@ -32,10 +32,10 @@ static long up_follow_step(__u32 i, void *state)
 	if (!up_response_wants(&f->r))
 		return 1;
 	if ((__s32)at < 0) {
-		/* The bytes that we wait for are missing in front of this packet. Between the frames of a chunked body, or in the
-		 * middle of a head, what follows could not be read again once it has passed: it must wait as well. In front of a
-		 * head it may pass; most heads say a length, and then nothing behind them is ever needed. */
-		f->gap = f->r.state != UP_RSP_HEAD;
+		/* The bytes that we wait for are missing in front of this packet. What follows could not be read again once it has
+		 * passed, so it must wait as well: also in front of a head, which may turn out to be that of a chunked response.
+		 * Nobody could tell then where that ends, and a pipelined request would leave for another wire in its middle. */
+		f->gap = 1;
 		return 1;
 	}
 	if (at >= f->pay)

@@ -186,17 +186,11 @@ def follow(r: Memory, seen: int, payload: bytes, piece: int = RSP_HEAD_MAX) -> b
     Returns False when the packet lies ahead of bytes that are still to be read: it must not pass. piece: how many bytes
     are read at once.
     """
-    before = r.next
     while wants(r):
         at = (r.next - seen) & MASK
         if at >= 1 << 31:
-            if r.state != ResponseState.HEAD:
-                return False
-            break
+            return False
         if at >= len(payload) or feed(r, payload[at : at + piece]) <= 0:
             break
-    late = wants(r) and r.state != ResponseState.HEAD and 0 < (r.high - r.next) & MASK < 1 << 31
-    if late and before != r.next:
-        r.state = ResponseState.LOST
     passed(r, seen + len(payload))
     return True
