@@ -69,7 +69,7 @@ class Tcp:
         self.wnd, self.wl1, self.wl2 = peer.room >> peer.scale << peer.scale, irs, iss
         self.edge = irs + (shape.room >> shape.scale << shape.scale)
         self.owed = False
-        self.refused = 0
+        self.refused = self.stale = 0
         # The numbers of a client stand for bytes of several wires, an owner's for those of its wire's clients: what
         # comes again from before is not the same.
         self.mixed = False
@@ -142,6 +142,7 @@ class Tcp:
             if size or p.seq != self.rcv:
                 self.acknowledge()
             if ahead(p.tsv, self.stamp) < 0:
+                self.stale += 1
                 return
         if ahead(p.seq, self.rcv) <= 0:
             self.stamp = p.tsv
