@@ -19,7 +19,18 @@ from underpass.lab.answer import pattern
 
 STALL = 4.0
 PIECE = 1 << 20
+BUFFER = 1 << 20
 OPENING = b', "padding": "'
+
+
+def connect(host: str, port: int) -> socket.socket:
+    """A connection with buffers of a fixed size: TCP's own tuning makes them anything up to tcp_rmem's largest."""
+    s = socket.socket()
+    s.settimeout(60)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    s.connect((host, port))
+    return s
 
 
 def warm(s: socket.socket, host: str, requests: int) -> None:
@@ -34,7 +45,7 @@ def warm(s: socket.socket, host: str, requests: int) -> None:
 
 def read(host: str, port: int, size: int, first_requests: int) -> dict[str, object]:
     """Downloads with a pause."""
-    with socket.create_connection((host, port), timeout=60) as s:
+    with connect(host, port) as s:
         warm(s, host, first_requests)
         s.sendall(f"GET /?call=&bytes={size} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         file = s.makefile("rb", 1 << 16)
@@ -63,7 +74,7 @@ def send(host: str, port: int, size: int, first_requests: int) -> dict[str, obje
     """Uploads to a server that sleeps first."""
     body = random.Random(1).randbytes(size)
     view, at, polls = memoryview(body), 0, 0
-    with socket.create_connection((host, port), timeout=60) as s:
+    with connect(host, port) as s:
         warm(s, host, first_requests)
         head = f"POST /?call=&stall={int(STALL * 1000)}ms HTTP/1.1\r\nHost: {host}\r\nContent-Length: {size}\r\n\r\n"
         s.sendall(head.encode())
