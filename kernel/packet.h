@@ -21,6 +21,7 @@ struct up_packet {
 	__u32 off;	    /* offset of the payload */
 	__u32 pay;	    /* bytes of it */
 	__u32 seq, ack, te; /* te: timestamp echo, 0 without one */
+	__u32 back;	    /* how far its sequence number is ahead of what has left the pod; 0 as it is read */
 	__u16 window;
 	__u8 fin, syn, rst, ackf, urg, v6;
 	__u8 tos;

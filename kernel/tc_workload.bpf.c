@@ -53,6 +53,7 @@ static __noinline int up_home_egress(struct __sk_buff *skb, struct up_conn *c, s
 	if (p->pay && up_after(p->seq + p->pay, c->sent))
 		c->sent = p->seq + p->pay;
 	m.x = up_home_out(c);
+	m.x.seq -= p->back;
 	if (!up_shifted(&m.x))
 		return UP_TC_OK;
 	m.t = p->t;
@@ -91,6 +92,7 @@ static __noinline int up_away_egress(struct __sk_buff *skb, struct up_conn *c, s
 		}
 	}
 	m.x = up_outward(c, u);
+	m.x.seq -= p->back;
 	m.t = c->peer;
 	m.v6 = p->v6;
 	m.outgoing = 1;
@@ -103,9 +105,12 @@ static __noinline int up_away_egress(struct __sk_buff *skb, struct up_conn *c, s
 	return UP_TC_OK;
 }
 
-/* Looks at the wire that a client away uses, and notes what the client acknowledges. A head that is due claims an idle
- * wire, so that it cannot be reclaimed under the decision. Returns 0 when the wire is the client's no more. */
-static __noinline int up_look(struct up_conn *c, struct up_way *w, struct up_packet *p, int due)
+/*
+ * Looks at the wire that a client away uses, and notes what the client acknowledges. claim: a head is due and may be decided; an
+ * idle wire is then claimed for it, so that it cannot be reclaimed under the decision. A head that is held back must not claim:
+ * the wire would be idle never more. Returns 0 when the wire is the client's no more.
+ */
+static __noinline int up_look(struct up_conn *c, struct up_way *w, struct up_packet *p, int claim)
 {
 	struct up_conn *u = w ? w->u : 0;
 	int mine = 0, idle = 0;
@@ -119,8 +124,8 @@ static __noinline int up_look(struct up_conn *c, struct up_way *w, struct up_pac
 			u->cack = p->ack;
 		if (p->te)
 			u->cte = p->te;
-		idle = due ? up_spent(u) : up_idle(u);
-		if (due && idle) {
+		idle = claim ? up_spent(u) : up_idle(u);
+		if (claim && idle) {
 			/* what could not be followed may have more to say: such a wire is nobody else's */
 			if (u->rsp.state == UP_RSP_LOST)
 				u->rsp.flags |= UP_RSPF_CLOSE;
@@ -163,6 +168,16 @@ static __noinline int up_client_ends(struct __sk_buff *skb, struct up_conn *c, s
 	return r;
 }
 
+/* Whether the socket knows that all it sent before this packet has arrived. An acknowledgement may have passed ingress, and wait
+ * for the application to give the socket's lock back. */
+UP_INLINE int up_settled(struct __sk_buff *skb, struct up_packet *p)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
+
+	return !tp || tp->snd_una == p->seq;
+}
+
 /* Home has said where the next head is due: a packet that starts there is one, unless those bytes have gone to home before. */
 static __noinline void up_resync(struct up_conn *c, struct up_packet *p)
 {
@@ -196,7 +211,7 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 	due = p->pay && p->seq == c->next && !c->left && !(c->flags & UP_CF_UNSYNCED);
 	if (c->state == UP_AWAY) {
 		w.u = bpf_map_lookup_elem(&conns, &c->peer);
-		if (!up_look(c, &w, p, due) && c->lease) {
+		if (!up_look(c, &w, p, due && up_settled(skb, p)) && c->lease) {
 			/* the wire was taken back while it was idle */
 			bpf_spin_lock(&c->lock);
 			up_come_home(c, c->next, p->ack, p->te);
@@ -214,9 +229,14 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 		/* A packet was cut where the next head begins: what lies behind those bytes waits for them, at home, too, if the wire
 		 * was taken back meanwhile. Let through, it would reach an endpoint that it is not for, or turn up later in the middle
 		 * of something else that is sent in its place. */
-		if ((p->pay || p->fin) && up_after(p->seq, c->next)) {
-			up_count(UP_C_HELD);
-			return UP_TC_SHOT;
+		if (up_after(p->seq, c->next)) {
+			if (p->pay || p->fin) {
+				up_count(UP_C_HELD);
+				return UP_TC_SHOT;
+			}
+			/* A pure acknowledgement must not tell of them: a peer that has seen a number ahead of what it got takes no window
+			 * from the wire's next client, which begins in front of it (RFC 9293, SND.WL1). */
+			p->back = p->seq - c->next;
 		}
 		/* A pipelined head rides behind this body. It must not reach this endpoint undecided; a FIN behind it goes with it.
 		 * Home takes it, and says where the next one is due. */

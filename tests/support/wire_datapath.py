@@ -8,7 +8,7 @@ head parser and the response framing. `wire_simulator` puts the rest of the worl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nodeagent.abi.numbers import CF_UNSYNCED, Method, ResponseState, State
 from nodeagent.core.libcore import HeadReader
@@ -76,8 +76,9 @@ class Datapath:
                 if ahead(p.ack, u.cack) > 0:
                     u.cack = p.ack
                 u.cte = p.tse or u.cte
-                idle = m.spent(u) if due else m.idle(u)
-                if due and idle:
+                settled = due and una == p.seq
+                idle = m.spent(u) if settled else m.idle(u)
+                if settled and idle:
                     if u.rsp.state == ResponseState.LOST:
                         u.rsp.flags |= m.CLOSES
                     u.rsp.state = ResponseState.HEAD
@@ -89,12 +90,14 @@ class Datapath:
                 self.count("wire gone")
         else:
             idle = m.over(c.rsp, p.ack)
-        if pay and not c.flags & CF_UNSYNCED and ahead(p.seq, c.next) > 0:
-            self.count("held")
-            return Fate.SHOT, []
+        if not c.flags & CF_UNSYNCED and ahead(p.seq, c.next) > 0:
+            if pay:
+                self.count("held")
+                return Fate.SHOT, []
+            p = replace(p, seq=c.next)
         if pay and not c.flags & CF_UNSYNCED and ahead(p.seq, c.next) < 0 < ahead(p.seq + pay, c.next):
             if c.state == State.AWAY:
-                p = Segment(p.seq, p.ack, p.tsv, p.tse, p.window, p.payload[: ahead(c.next, p.seq)])
+                p = replace(p, payload=p.payload[: ahead(c.next, p.seq)])
                 self.count("cut")
             else:
                 c.flags |= CF_UNSYNCED

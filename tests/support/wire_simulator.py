@@ -212,6 +212,7 @@ class World:
         self.plan, self.tape = plan, Tape(tape)
         self.now = 1000
         self.flight: list[tuple[Wire, bool, Segment]] = []  # bool: leaves the pod
+        self.backlog: list[tuple[Tcp, Segment]] = []  # through ingress, but the application has the socket's lock
         self.path = Datapath(self.route)
         self.chance = random.Random(plan.seed)
         self.clients: list[Client] = []
@@ -287,8 +288,16 @@ class World:
         who, index, q = found
         if who == "turn":
             self.flight.append((wire, True, q))
-        else:
-            (self.owners[index] if who == "U" else self.clients[index].tcp).receive(q)
+            return
+        self.backlog.append((self.owners[index] if who == "U" else self.clients[index].tcp, q))
+        if self.tape.pick(6) != 1:
+            self.unlock()
+
+    def unlock(self) -> None:
+        """Sockets get what has come meanwhile."""
+        while self.backlog:
+            end, p = self.backlog.pop(0)
+            end.receive(p)
 
     # ---- time ----
 
@@ -327,6 +336,7 @@ class World:
             return True
         if what == 15 and self.work():
             return True
+        self.unlock()
         if self.flight:
             self.deliver(*self.flight.pop(0))
             return True
@@ -334,7 +344,7 @@ class World:
 
     def quiet(self) -> bool:
         """Whether everybody has all, and knows it."""
-        return not self.flight and all(end.una == end.nxt and not end.out for end in self.ends())
+        return not self.flight and not self.backlog and all(end.una == end.nxt and not end.out for end in self.ends())
 
     def play(self, limit: int = 20_000) -> None:
         """To the end. Violation when something wrong is seen, or no end is reached."""
