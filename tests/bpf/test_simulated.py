@@ -108,3 +108,30 @@ def test_the_end_of_a_response_that_cannot_be_followed_reaches_the_client(traps:
         talk.sock.settimeout(3)
         talk.send(request("ending", "/odd"))
         assert talk.stream.read() == TWICE
+
+
+def test_an_abort_with_a_cut_head_behind_resets_the_endpoint(traps: Traps) -> None:
+    """The client's reset stands behind bytes that never left; the endpoint must take it all the same, at once."""
+
+    def script(server: Scripted, asked: Asked) -> None:
+        if asked.path == "/slow":
+            asked.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+            return
+        asked.answer(told(server.name, asked))
+
+    slow = traps.serve("aborted", traps.a, script)
+    traps.warm(slow)
+    talk = traps.talk()
+    assert talk.ask("aborted") == expected("aborted", "/")
+    body, counts = b"z" * 300, traps.counts()
+    first = request("aborted", "/slow", body)
+    talk.send(first[:-100])
+    talk.send(first[-100:] + request("aborted", "/never" + "x" * 200))
+    assert talk.stream.read(20)
+    assert counts[Counter.CUT] == 1, str(counts)
+    before = traps.tcp(traps.a, "TcpExtTCPChallengeACK")
+    talk.abort()
+    port = slow.served[-1][0]
+    assert eventually(lambda: any(end == "reset" and at == port for end, at, _ in slow.ends), 2), slow.ends
+    assert traps.tcp(traps.a, "TcpExtTCPChallengeACK") == before
+    assert not any(path.startswith("/never") for _, path in slow.served)
