@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from controlplane.model.gateway_api import Combined, combine
 from controlplane.model.gateway_objects import KubeGateway, KubeReferenceGrant, KubeRoute
@@ -192,10 +193,11 @@ class _Review:
                             "the rule has no effect",
                         )
 
-    def _destination(self, config: Config, destination: object, path: str) -> None:
-        host = fqdn(destination.host, config.meta.key.namespace, self._mesh.domain)  # type: ignore[attr-defined]
-        subset: str = destination.subset  # type: ignore[attr-defined]
-        number: int = destination.port.number  # type: ignore[attr-defined]
+    def _destination(self, config: Config, destination: Any, path: str) -> None:
+        """destination: a Destination of istio.networking; messages made from descriptors have no static types."""
+        host = fqdn(destination.host, config.meta.key.namespace, self._mesh.domain)
+        subset: str = destination.subset
+        number: int = destination.port.number
         if not self._known(host):
             self._note(
                 config,

@@ -280,7 +280,7 @@ class _Rule:
         elif value.endswith("*"):
             matcher = {"prefix": f"spiffe://{value[:-1]}"}  # type: ignore[dict-item]  # another shape of one dict
         else:
-            matcher = {"exact": f"spiffe://{value}"}  # type: ignore[dict-item]
+            matcher = {"exact": f"spiffe://{value}"}  # type: ignore[dict-item]  # as above
         return envoy.Principal(authenticated={"principal_name": matcher})
 
     def _account(self, value: str) -> Any:

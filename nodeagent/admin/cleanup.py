@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import structlog
@@ -42,6 +43,9 @@ def remove(kernel: Kernel, paths: NodePaths) -> None:
         _empty(directory)
     if paths.bpffs.is_dir():
         paths.bpffs.rmdir()
+    for shared in (paths.bpffs.parent, paths.cgroup.parent):
+        with contextlib.suppress(OSError):
+            shared.rmdir()  # of all nodes of this machine: goes with the last, and never while something is in it
     for name in ("status.json", "agent.sock"):
         (paths.run / name).unlink(missing_ok=True)
     _log.info("removed", node=paths.node, attachments=len(attached))

@@ -152,6 +152,7 @@ class Clients:
             if client.key in self._ended and self._has_ended(client):
                 continue
             self._by_key[client.key] = client
+            # mypy infers no type for a lambda with a default, which binds the loop variable
             self._loop.add(sock.fileno(), IN, lambda mask, c=client: self._on_client(c, mask))  # type: ignore[misc]
 
     def _has_ended(self, client: Client) -> bool:

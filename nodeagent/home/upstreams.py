@@ -249,6 +249,7 @@ class Upstreams:
                 self._not_opened(pair, str(cause))
                 continue
             upstream = Upstream(sock, pair)
+            # mypy infers no type for a lambda with a default, which binds the loop variable
             self._loop.add(fd, OUT, lambda mask, u=upstream: self._on_event(u, mask))  # type: ignore[misc]
 
     def _not_opened(self, pair: Pair, why: str, count: int = 1) -> None:

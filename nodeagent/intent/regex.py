@@ -125,11 +125,11 @@ def _sequence(parts: list[_Node]) -> _Node:
     def number(numbering: _Numbering) -> _Ends:
         empty, first, last = True, frozenset[int](), frozenset[int]()
         for part in parts:
-            e, f, l = part(numbering)  # noqa: E741
-            numbering.link(last, f)
-            first = first | f if empty else first
-            last = last | l if e else l
-            empty = empty and e
+            part_empty, part_first, part_last = part(numbering)
+            numbering.link(last, part_first)
+            first = first | part_first if empty else first
+            last = last | part_last if part_empty else part_last
+            empty = empty and part_empty
         return empty, first, last
 
     return number
@@ -139,8 +139,8 @@ def _choice(parts: list[_Node]) -> _Node:
     def number(numbering: _Numbering) -> _Ends:
         empty, first, last = False, frozenset[int](), frozenset[int]()
         for part in parts:
-            e, f, l = part(numbering)  # noqa: E741
-            empty, first, last = empty or e, first | f, last | l
+            part_empty, part_first, part_last = part(numbering)
+            empty, first, last = empty or part_empty, first | part_first, last | part_last
         return empty, first, last
 
     return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -219,6 +220,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
         for path in (node.cgroup, node.cgroup.parent / "home", node.cgroup.parent):
             if path.is_dir():
                 path.rmdir()
+        with contextlib.suppress(OSError):
+            node.cgroup.parent.parent.rmdir()
         shutil.rmtree(node.run, ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ process's own, and everything is removed again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -141,6 +142,9 @@ class LittleNode:
                     break
                 except OSError:
                     time.sleep(0.02)
+        for shared in (self.paths.bpffs.parent, self.paths.cgroup.parent):
+            with contextlib.suppress(OSError):
+                shared.rmdir()  # of all nodes; not empty while another test or lab runs
 
     def pod(self, name: str, host: int) -> Pod:
         """Makes a namespace with a veth to the bridge."""
