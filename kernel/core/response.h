@@ -352,7 +352,7 @@ UP_INLINE __u32 up_response_status(struct up_response *r, const __u8 *b)
 	__u8 x = b[9] - '0', y = b[10] - '0', z = b[11] - '0';
 
 	if (r->match || (up_load64(b) & ~(0xffULL << 56)) != UP_8('H', 'T', 'T', 'P', '/', '1', '.', 0) ||
-	    b[8] != ' ' || x > 9 || y > 9 || z > 9)
+	    (b[7] & ~1) != '0' || b[8] != ' ' || x > 9 || y > 9 || z > 9)
 		return 0;
 	if (b[7] == '0')
 		r->flags |= UP_RSPF_CLOSE;

@@ -42,11 +42,15 @@ def merge(binary: Path, name: str, directory: Path) -> int:
     return sum(1 for _ in kept.iterdir())
 
 
-def fuzz(binary: Path, name: str, directory: Path, seconds: int) -> str | None:
-    """Run a target for some seconds; None, or what libFuzzer says of the first input that fails a check."""
+def fuzz(binary: Path, name: str, directory: Path, *, seconds: int = 0, runs: int = 0) -> str | None:
+    """Run a target for some seconds, or for so many runs from a fixed seed, which are the same each time.
+
+    None, or what libFuzzer says of the first input that fails a check.
+    """
     corpus = directory / f"{name}-corpus"
     corpus.mkdir(parents=True, exist_ok=True)
-    command = [str(binary), f"-max_total_time={seconds}", "-max_len=4096", "-timeout=10", "-print_final_stats=1"]
+    bound = [f"-runs={runs}", "-seed=1"] if runs else [f"-max_total_time={seconds}"]
+    command = [str(binary), *bound, "-max_len=4096", "-timeout=10", "-print_final_stats=1"]
     command += [f"-artifact_prefix={directory}/{name}-", f"-dict={HERE / 'http.dict'}", str(corpus), *starts(name)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode == 0:
@@ -71,7 +75,7 @@ def main(arguments: list[str]) -> int:
         print(f"{name}: {options.seconds} s", flush=True)
         try:
             binary = build(name, directory)
-            finding = fuzz(binary, name, directory, options.seconds)
+            finding = fuzz(binary, name, directory, seconds=options.seconds)
             if options.merge and finding is None:
                 print(f"{name}: {merge(binary, name, directory)} files in corpus/{name}")
         except subprocess.CalledProcessError as error:
