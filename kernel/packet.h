@@ -29,6 +29,38 @@ struct up_packet {
 };
 
 /*
+ * Is this packet worth a closer look: TCP, and its pod's port one that a connection of ours has had? Most packets of a server
+ * are not, and pay for nothing else. Whatever cannot be told so far is.
+ */
+UP_INLINE int up_packet_ours(struct __sk_buff *skb, int outgoing)
+{
+	void *d = (void *)(long)skb->data, *e = (void *)(long)skb->data_end;
+	struct ethhdr *eth = d;
+	struct tcphdr *th;
+
+	if (d + UP_ETH + 40 > e)
+		return 1;
+	if (eth->h_proto == bpf_htons(0x0800)) {
+		struct iphdr *ip = d + UP_ETH;
+
+		if (ip->ihl != 5 || ip->protocol != IPPROTO_TCP)
+			return 0;
+		th = d + UP_ETH + 20;
+	} else if (eth->h_proto == bpf_htons(0x86dd)) {
+		struct ipv6hdr *ip = d + UP_ETH;
+
+		if (d + UP_ETH + 60 > e)
+			return 1;
+		if (ip->nexthdr != IPPROTO_TCP)
+			return 0;
+		th = d + UP_ETH + 40;
+	} else {
+		return 0;
+	}
+	return up_port_ours(outgoing ? th->source : th->dest);
+}
+
+/*
  * Reads the headers of an IPv4 or IPv6 TCP packet without fragments or extension headers. outgoing: the source is the pod.
  * Returns 0, or -1 for whatever else it is (none of ours).
  */

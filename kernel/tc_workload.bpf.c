@@ -264,13 +264,12 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 	return c->state == UP_AWAY ? up_away_egress(skb, c, w.u, p) : up_home_egress(skb, c, p);
 }
 
-SEC("tc")
-int up_egress(struct __sk_buff *skb)
+static __noinline int up_leaving(struct __sk_buff *skb)
 {
 	struct up_packet p = {};
 	struct up_conn *c;
 
-	if (skb->mark == UP_MARK_TURNED || up_packet_read(skb, &p, 1) || p.syn || !up_port_ours(p.t.lport))
+	if (up_packet_read(skb, &p, 1) || p.syn)
 		return UP_TC_OK;
 	c = bpf_map_lookup_elem(&conns, &p.t);
 	if (!c)
@@ -278,6 +277,14 @@ int up_egress(struct __sk_buff *skb)
 	if (c->kind == UP_KIND_UPSTREAM)
 		return up_owner_egress(skb, c, &p);
 	return up_client_egress(skb, c, &p);
+}
+
+SEC("tc")
+int up_egress(struct __sk_buff *skb)
+{
+	if (!up_packet_ours(skb, 1) || skb->mark == UP_MARK_TURNED)
+		return UP_TC_OK;
+	return up_leaving(skb);
 }
 
 /* A packet of an upstream's endpoint. */
@@ -417,13 +424,12 @@ static __noinline int up_home_ingress(struct __sk_buff *skb, struct up_conn *c, 
 	return UP_TC_OK;
 }
 
-SEC("tc")
-int up_ingress(struct __sk_buff *skb)
+static __noinline int up_arriving(struct __sk_buff *skb)
 {
 	struct up_packet p = {};
 	struct up_conn *c;
 
-	if (up_packet_read(skb, &p, 0) || p.syn || !up_port_ours(p.t.lport))
+	if (up_packet_read(skb, &p, 0) || p.syn)
 		return UP_TC_OK;
 	c = bpf_map_lookup_elem(&conns, &p.t);
 	if (!c)
@@ -431,4 +437,10 @@ int up_ingress(struct __sk_buff *skb)
 	if (c->kind == UP_KIND_UPSTREAM)
 		return up_upstream_ingress(skb, c, &p);
 	return up_home_ingress(skb, c, &p);
+}
+
+SEC("tc")
+int up_ingress(struct __sk_buff *skb)
+{
+	return up_packet_ours(skb, 0) ? up_arriving(skb) : UP_TC_OK;
 }
