@@ -61,7 +61,7 @@ fuzz: setup debs-test ## libFuzzer on the C core (ARGS='--seconds 60')
 	@$(BIN)/python -m tests.fuzz.run $(ARGS)
 
 clean: ## remove what was built, and whatever a lab left on this machine
-	@if [[ -x $(BIN)/underpass ]] && (( EUID == 0 )); then $(BIN)/underpass lab down >/dev/null 2>&1 || true; fi
+	@if [[ -x $(BIN)/underpass ]] && (( EUID == 0 )); then $(BIN)/underpass lab down --all >/dev/null 2>&1 || true; fi
 	@if [[ -e kernel/Makefile ]]; then $(MAKE) -s -C kernel clean; fi
 	@rm -rf $(VENV) dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .fuzz bench/results
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
