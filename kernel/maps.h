@@ -41,7 +41,6 @@ UP_MAP_HASH(conns, BPF_MAP_TYPE_HASH, struct up_tuple, struct up_conn, UP_CONNS,
 UP_MAP_HASH(stocks, BPF_MAP_TYPE_HASH, struct up_stock_key, struct up_stock, UP_STOCKS, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(punt_stats, BPF_MAP_TYPE_PERCPU_HASH, struct up_punt_key, __u64, UP_ROUTE_IDS, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(home_stats, BPF_MAP_TYPE_HASH, __u32, struct up_home_stat, UP_ROUTE_IDS, BPF_F_NO_PREALLOC);
-UP_MAP_HASH(interface_stats, BPF_MAP_TYPE_PERCPU_HASH, __u32, struct up_interface_stat, 2 * UP_WORKLOADS, 0);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -89,6 +88,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct up_route_stat);
 } route_stats SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, UP_INTERFACES);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct up_interface_stat);
+} interface_stats SEC(".maps");
 
 UP_INLINE void up_count(__u32 which)
 {

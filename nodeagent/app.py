@@ -23,11 +23,10 @@ import grpc.aio
 import structlog
 
 from nodeagent.abi.numbers import NameKind
-from nodeagent.abi.records import InterfaceStat
 from nodeagent.admin import cleanup, server, status
 from nodeagent.bpf import features
-from nodeagent.bpf.abc import Kernel, Map, Mode
-from nodeagent.bpf.errors import BpfError, KeyExistsError, NoSuchDeviceError
+from nodeagent.bpf.abc import Kernel, Map
+from nodeagent.bpf.errors import BpfError, NoSuchDeviceError
 from nodeagent.bpf.kernel import LinuxKernel
 from nodeagent.cache.store import Decoder
 from nodeagent.errors import AgentError, ApplyError, SettingsError
@@ -35,6 +34,7 @@ from nodeagent.intent.compile import Compiler
 from nodeagent.intent.ids import Known
 from nodeagent.intent.model import Intent
 from nodeagent.node.attach import Attacher, Repair, set_workload_id
+from nodeagent.node.interfaces import slot_of
 from nodeagent.node.paths import NodePaths
 from nodeagent.node.programs import Loaded, load
 from nodeagent.node.registry import Registry, Workload
@@ -295,11 +295,8 @@ class Agent:
         self._status_due.set()
 
     def _count_interface(self, name: str) -> None:
-        key = socket.if_nametoindex(name).to_bytes(4, "little")
-        try:
-            self._maps["interface_stats"].update(key, InterfaceStat().pack(), Mode.CREATE)
-        except KeyExistsError:
-            pass  # counted since an earlier agent
+        if slot_of(self._maps["interface_stats"], socket.if_nametoindex(name)) is None:
+            log.warning("interface not counted: its slots are taken by others", interface=name)
 
     # ---- looking again ----
 

@@ -27,7 +27,7 @@
  *   route_stats    PERCPU_ARRAY         route id -> up_route_stat                   kernel
  *   punt_stats     PERCPU_HASH          up_punt_key -> u64                          kernel
  *   home_stats     HASH                 route id -> up_home_stat                    home
- *   interface_stats PERCPU_HASH         u32 host ifindex -> up_interface_stat       agent creates the key, kernel counts
+ *   interface_stats PERCPU_ARRAY        hash of a host ifindex -> up_interface_stat  agent writes the ifindex, kernel counts
  */
 #ifndef UNDERPASS_ABI_H
 #define UNDERPASS_ABI_H
@@ -52,6 +52,9 @@
 #define UP_STOCK_SLOTS 256   /* free upstreams of one (workload, endpoint) */
 #define UP_STOCKS 16384
 #define UP_EVENTS_BYTES (1 << 20)
+#define UP_INTERFACES \
+	4096 /* a power of two, four times UP_WORKLOADS: interface numbers are given out one after the other */
+#define UP_INTERFACE_PROBES 8
 #define UP_NAME_TEXT 1024
 
 #define UP_HOST_MAX 92	     /* bytes of a domain, so that a key is 96 bytes; longer hosts punt */
@@ -505,9 +508,15 @@ struct up_home_stat {
 	__u64 requests;
 	__u64 refused;
 };
+/*
+ * Interface i is counted at (i + k) % UP_INTERFACES for the first k below UP_INTERFACE_PROBES where the agent wrote its number: a
+ * look-up in a hash costs more than all the rest of the counting.
+ */
 struct up_interface_stat {
 	__u64 to_pod_packets, to_pod_bytes;
 	__u64 from_pod_packets, from_pod_bytes;
+	__u32 ifindex; /* 0: unused */
+	__u32 pad;
 };
 
 /* ---- kernel -> home ---- */

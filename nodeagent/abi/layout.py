@@ -112,10 +112,10 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         ),
     ),
     "up_interface_stat": (
-        32,
+        40,
         (
             ("to_pod_packets", 0, "u64", 0), ("to_pod_bytes", 8, "u64", 0), ("from_pod_packets", 16, "u64", 0),
-            ("from_pod_bytes", 24, "u64", 0),
+            ("from_pod_bytes", 24, "u64", 0), ("ifindex", 32, "u32", 0), ("pad", 36, "u32", 0),
         ),
     ),
     "up_name_key": (

@@ -279,6 +279,7 @@ class InterfaceStat(Record):
     to_pod_bytes: int = 0
     from_pod_packets: int = 0
     from_pod_bytes: int = 0
+    ifindex: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,9 +121,11 @@ def read_interfaces(bpffs_dir: Path, kernel: Kernel | None = None) -> list[Inter
         found = []
         for key in maps["interface_stats"].keys():  # noqa: SIM118 - a BPF map, not a dict
             rows = [InterfaceStat.unpack(v) for v in maps["interface_stats"].lookup_percpu(key) or []]
+            if not rows or not rows[0].ifindex:
+                continue
             found.append(
                 InterfaceCount(
-                    int.from_bytes(key, "little"),
+                    rows[0].ifindex,
                     sum(row.to_pod_packets for row in rows),
                     sum(row.to_pod_bytes for row in rows),
                     sum(row.from_pod_packets for row in rows),

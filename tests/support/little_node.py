@@ -42,6 +42,7 @@ from nodeagent.bpf import features
 from nodeagent.bpf.kernel import LinuxKernel
 from nodeagent.node import programs
 from nodeagent.node.attach import Attacher, set_workload_id
+from nodeagent.node.interfaces import slot_of
 from nodeagent.node.netns import inside
 from nodeagent.node.paths import NodePaths
 from nodeagent.node.programs import Loaded
@@ -242,6 +243,7 @@ class LittleNode:
         addresses = WorkloadRecord(view=VIEW, addr4=address(pod.ip4), addr6=address(pod.ip6))
         self.put("workloads", number, addresses.pack())
         self.attacher.attach(workload)
+        slot_of(self.loaded.maps["interface_stats"], socket.if_nametoindex(pod.veth))
         set_workload_id(self.loaded.maps["cgroup_workload"], pod.cgroup, number)
         assert Cgroup.unpack(number.to_bytes(4, "little")).workload == number
         path = self.paths.workloads / f"default.{pod.name}.json"

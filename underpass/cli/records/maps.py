@@ -309,10 +309,12 @@ def _home_stat(key: bytes, value: bytes, context: Context) -> Entry:
     }
 
 
-def _interface_stat(key: bytes, value: bytes, context: Context) -> Entry:
-    stat, number = InterfaceStat.unpack(value), _number(key)
+def _interface_stat(_: bytes, value: bytes, context: Context) -> Entry | None:
+    stat = InterfaceStat.unpack(value)
+    if not stat.ifindex:
+        return None
     return {
-        "interface": context.interfaces.get(number, f"#{number}"),
+        "interface": context.interfaces.get(stat.ifindex, f"#{stat.ifindex}"),
         "to_pod_packets": stat.to_pod_packets,
         "to_pod_bytes": stat.to_pod_bytes,
         "from_pod_packets": stat.from_pod_packets,
@@ -376,13 +378,15 @@ _SUMMED: Final = {
 
 
 def summed(name: str, slots: Iterable[bytes]) -> bytes:
-    """The value of a per-CPU map over all CPUs: each of its 64-bit counters is added up."""
+    """The value of a per-CPU map over all CPUs: its counters added up; what follows them is the same on all."""
     _, count = _SUMMED[name]
     totals = [0] * count
+    rest = b""
     for slot in slots:
+        rest = slot[8 * count :]
         for index in range(count):
             totals[index] += int.from_bytes(slot[8 * index : 8 * index + 8], "little")
-    return b"".join((total & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little") for total in totals)
+    return b"".join((total & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little") for total in totals) + rest
 
 
 def reader(structure: str, value: bytes) -> Callable[[str], Any]:
@@ -456,7 +460,7 @@ _BY_NAMES: Final = {
     "route_stats": NameKind.ROUTE,
 }
 #: Hashes that are counted by their keys.
-COUNTED: Final = ("services", "vhosts", "names", "conns", "stocks", "punt_stats", "home_stats", "interface_stats")
+COUNTED: Final = ("services", "vhosts", "names", "conns", "stocks", "punt_stats", "home_stats")
 
 
 def pressure(

@@ -86,7 +86,7 @@ def test_counters_endpoints_interfaces(node: Node) -> None:
     assert set(rows) == {"10.244.0.1", "10.244.0.2", "fd00:244::1"}
     row = rows["10.244.0.1"]
     assert (row.port, row.active, row.requests, row.errors, row.live) == (8080, 1, 7, 2, True)
-    node.maps["interface_stats"].update((9).to_bytes(4, "little"), InterfaceStat(1, 2, 3, 4).pack())
+    node.maps["interface_stats"].update((9).to_bytes(4, "little"), InterfaceStat(1, 2, 3, 4, 9).pack())
     (interface,) = telemetry.read_interfaces(node.bpffs, node.kernel)
     assert (interface.ifindex, interface.from_pod_bytes) == (9, 4 * node.kernel.cpus)
 

@@ -112,7 +112,7 @@ def test_counters(node: FakeNode) -> None:
     (entry,) = records.decode("home_stats", [(bytes(4), HomeStat(3, 2).pack())], context(node))
     assert entry == {"route": "(not known)", "requests": 3, "refused": 2}
     (entry,) = records.decode(
-        "interface_stats", [((7).to_bytes(4, "little"), InterfaceStat(1, 2, 3, 4).pack())], context(node)
+        "interface_stats", [((3).to_bytes(4, "little"), InterfaceStat(1, 2, 3, 4, 7).pack())], context(node)
     )
     assert entry["interface"] == "veth-7"
     (entry,) = records.decode(
