@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any, Final
 
-from underpass.cli.errors import FAILED, UNREACHABLE, CliError
+from underpass.cli.errors import FAILED, UNREACHABLE, USAGE, CliError
 
 TIMEOUT: Final = 5.0
 
@@ -24,11 +24,18 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def control_plane(address: str, path: str, timeout: float = TIMEOUT) -> Any:
-    """A page of the control plane: JSON, or text for what is none. Raises CliError with the reason."""
+#: Without it the control plane changes nothing: a web page cannot make a browser send it.
+_OURS: Final = {"X-Underpass": "1"}
+
+
+def control_plane(address: str, path: str, timeout: float = TIMEOUT, *, method: str = "GET") -> Any:
+    """A page of the control plane: JSON, or text for what is none. Raises CliError with the reason.
+
+    `method` POST is for what changes something.
+    """
     connection = http.client.HTTPConnection(address, timeout=timeout)
     try:
-        status, body = _get(connection, path)
+        status, body = _ask(connection, path, method)
     except (OSError, http.client.HTTPException) as error:
         raise CliError(
             f"the control plane at {address} does not answer",
@@ -40,6 +47,8 @@ def control_plane(address: str, path: str, timeout: float = TIMEOUT) -> Any:
     if status != 200 and not (path == "/ready" and status == 503):
         what = f"http://{address}{path} answered {status}"
         why = body[:200].decode("utf-8", "replace").strip()
+        if status == 404 and why.startswith("no revision"):
+            raise CliError("no such revision", why, "underpass config history lists them", USAGE)
         raise CliError(what, why, "is it an underpass-controlplane that listens there?", FAILED)
     return _document(body)
 
@@ -48,15 +57,15 @@ def agent(socket_path: Path, path: str = "/status", timeout: float = TIMEOUT) ->
     """A page of a node's agent; None when it does not answer, which is how an agent that is not running looks."""
     connection = _UnixConnection(socket_path, timeout)
     try:
-        status, body = _get(connection, path)
+        status, body = _ask(connection, path)
     except (OSError, http.client.HTTPException):
         return None
     return _document(body) if status == 200 else None
 
 
-def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, bytes]:
+def _ask(connection: http.client.HTTPConnection, path: str, method: str = "GET") -> tuple[int, bytes]:
     try:
-        connection.request("GET", path)
+        connection.request(method, path, headers=_OURS if method == "POST" else {})
         response = connection.getresponse()
         return response.status, response.read()
     finally:
