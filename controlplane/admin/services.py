@@ -1,4 +1,4 @@
-"""gRPC services beside discovery: health checking, and CSDS, the standard question "where does each client stand?"."""
+"""gRPC services beside discovery: health checking, reflection, and CSDS: "where does each client stand?"."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any, Final
 import grpc
 
 from controlplane.admin import dump
+from controlplane.admin.reflection import Method, Reflection
 from controlplane.snapshot.resource import varint
-from controlplane.xds.server import SERVICE_NAMES, Connection
+from controlplane.xds.server import Connection, method_names
 from underpass.api import envoy
 
 HEALTH: Final = "grpc.health.v1.Health"
@@ -39,16 +40,34 @@ def _service(request: bytes) -> str:
     return request[2:].decode()
 
 
+def _served() -> dict[str, list[Method]]:
+    """The methods of all services whose messages are Envoy's."""
+    at = "envoy.service.discovery.v3."
+    found: dict[str, list[Method]] = {}
+    for service, methods in method_names().items():
+        found[service] = [
+            (name, f"{at}{kind}DiscoveryRequest", f"{at}{kind}DiscoveryResponse", True, True)
+            for name in methods
+            for kind in ("Delta" if name.startswith("Delta") else "",)
+        ]
+    at = "envoy.service.status.v3.ClientStatus"
+    ends = (f"{at}Request", f"{at}Response")
+    found[CSDS] = [("StreamClientStatus", *ends, True, True), ("FetchClientStatus", *ends, False, False)]
+    return found
+
+
 class Services:
-    """Health and CSDS over one control plane."""
+    """Health, reflection and CSDS over one control plane."""
 
     def __init__(self, clients: Callable[[], Iterable[Connection]], ready: Callable[[], bool]) -> None:
         self._clients = clients
         self._ready = ready
-        self._names = {"", HEALTH, CSDS, *SERVICE_NAMES}
+        self._reflection = Reflection(_served())
+        self._names = {"", *self._reflection.services}
 
     def register(self, server: grpc.aio.Server) -> None:
         """Serve on *server*; call before it starts."""
+        self._reflection.register(server)
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         server.add_generic_rpc_handlers(
             (

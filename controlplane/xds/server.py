@@ -54,7 +54,16 @@ _SERVICES: Final[Mapping[str, tuple[str, str]]] = {
     "envoy.service.extension.v3.ExtensionConfigDiscoveryService": (EXTENSION, "ExtensionConfigs"),
     "envoy.service.runtime.v3.RuntimeDiscoveryService": (RUNTIME, "Runtime"),
 }
-SERVICE_NAMES: Final = (_ADS, *_SERVICES)
+
+
+def method_names() -> dict[str, tuple[str, ...]]:
+    """Names of the methods of each discovery service; one that begins with ``Delta`` is incremental."""
+    found: dict[str, tuple[str, ...]] = {_ADS: ("StreamAggregatedResources", "DeltaAggregatedResources")}
+    for service, (type_url, suffix) in _SERVICES.items():
+        # The service of virtual hosts is incremental only.
+        found[service] = (f"Delta{suffix}",) if type_url == VIRTUAL_HOST else (f"Stream{suffix}", f"Delta{suffix}")
+    return found
+
 
 #: How long removals wait for a client's answers, seconds. An Envoy may be silent for its 15 s of cluster warming.
 REMOVAL_GRACE: Final = 20.0
@@ -195,20 +204,18 @@ class XdsServer:
         server.add_generic_rpc_handlers(tuple(self._handlers()))
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
-        handlers = [
-            grpc.method_handlers_generic_handler(
-                _ADS,
-                {
-                    "StreamAggregatedResources": self._method(SotwSession, ""),
-                    "DeltaAggregatedResources": self._method(DeltaSession, ""),
-                },
+        handlers = []
+        for service, methods in method_names().items():
+            type_url = _SERVICES[service][0] if service in _SERVICES else ""
+            handlers.append(
+                grpc.method_handlers_generic_handler(
+                    service,
+                    {
+                        method: self._method(DeltaSession if method.startswith("Delta") else SotwSession, type_url)
+                        for method in methods
+                    },
+                )
             )
-        ]
-        for service, (type_url, suffix) in _SERVICES.items():
-            methods = {f"Delta{suffix}": self._method(DeltaSession, type_url)}
-            if type_url != VIRTUAL_HOST:  # that service is incremental only
-                methods[f"Stream{suffix}"] = self._method(SotwSession, type_url)
-            handlers.append(grpc.method_handlers_generic_handler(service, methods))
         return handlers
 
     def _method(self, kind: type[Session], type_url: str) -> grpc.RpcMethodHandler[bytes, bytes]:
