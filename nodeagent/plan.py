@@ -1,8 +1,8 @@
 """The ordered difference between what the maps hold and what they should hold (pure).
 
 The kernel sees every prefix of a plan, because its steps are single map operations. Hence the order: what is referred
-to before what refers to it (endpoints, clusters, programs, virtual hosts, tables, services, workloads), removals in
-reverse and after all that. A name is written before its id is used and removed after it is not, so that an id in use
+to before what refers to it (endpoints, clusters, rules, programs, virtual hosts, tables, services, workloads), removals
+in reverse and after all that. A name is written before its id is used and removed after it is not, so that an id in use
 is always known at a restart. Programs are named by their content and never change: a virtual host is pointed at the
 new one, then the old one goes.
 """
@@ -120,6 +120,8 @@ def _additions(observed: Observed, intent: Intent) -> Iterator[Step]:
     yield from (step for step in endpoints if step.value[_LIVE])
     # In place only where all views agree before and after: versions that differ between views have ids of their own.
     yield from _puts(Table.CLUSTERS, observed, intent)
+    # A rule is named by its content and never changes, so it is simply there before whoever names it.
+    yield from _puts(Table.RULES, observed, intent)
     for number, program in sorted(intent.programs.items()):
         if observed.programs.get(number) != program.digest:
             yield Step(Op.PUBLISH, Table.PROGRAMS, number.to_bytes(4, "little"), program=program)
@@ -140,6 +142,7 @@ def _removals(observed: Observed, intent: Intent) -> Iterator[Step]:
     for number in sorted(observed.programs):
         if number not in intent.programs:
             yield Step(Op.WITHDRAW, Table.PROGRAMS, number.to_bytes(4, "little"))
+    yield from _clears(Table.RULES, observed, intent)
     yield from _clears(Table.CLUSTERS, observed, intent)
     endpoints = _puts(Table.ENDPOINTS, observed, intent)
     yield from (step for step in endpoints if not step.value[_LIVE])

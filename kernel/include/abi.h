@@ -27,6 +27,8 @@
  *   route_stats    PERCPU_ARRAY         route id -> up_route_stat                   kernel
  *   punt_stats     PERCPU_HASH          up_punt_key -> u64                          kernel
  *   home_stats     HASH                 route id -> up_home_stat                    home
+ *   home_rules     HASH                 u64 hash of the rule -> up_home_rule        agent; an entry never changes: it is named by
+ *                                                                                   its content, and there before an action names it
  *   interface_stats PERCPU_ARRAY        hash of a host ifindex -> up_interface_stat  agent writes the ifindex, kernel counts
  */
 #ifndef UNDERPASS_ABI_H
@@ -56,6 +58,8 @@
 	4096 /* a power of two, four times UP_WORKLOADS: interface numbers are given out one after the other */
 #define UP_INTERFACE_PROBES 8
 #define UP_NAME_TEXT 1024
+#define UP_RULE_TEXT 8188 /* a rule that home carries out: Envoy's direct responses may have 4096 bytes, JSON doubles some */
+#define UP_RULES 16384	  /* as many as routes */
 
 #define UP_HOST_MAX 92	     /* bytes of a domain, so that a key is 96 bytes; longer hosts punt */
 #define UP_HEAD_MAX 4096     /* bytes of a request head that the kernel reads; longer heads punt */
@@ -275,6 +279,12 @@ struct up_action {
 	__u8 flags;
 	__u32 total; /* sum of all weights */
 	struct up_weight to[UP_WEIGHTS];
+	__u32 pad;
+	__u64 rule; /* key of home_rules: what home does with the request beyond forwarding it; 0: nothing, or it refuses */
+};
+struct up_home_rule {
+	__u32 len;
+	char text[UP_RULE_TEXT]; /* JSON of nodeagent.rules.model.Rule */
 };
 struct up_service {
 	__u32 kind;	      /* enum up_service_kind */

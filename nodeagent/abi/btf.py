@@ -71,7 +71,8 @@ def enums(btf: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 def constants(header: str) -> dict[str, int]:
     """Every `#define UP_NAME number` of the header; the number may be a product or shift of numbers."""
     found = {}
-    for name, text in re.findall(r"^#define (UP_\w+)[ \t]+([^/\n]+)", header, re.MULTILINE):
+    joined = header.replace("\\\n", " ")  # clang-format breaks lines that are too long
+    for name, text in re.findall(r"^#define (UP_\w+)[ \t]+([^/\n]+)", joined, re.MULTILINE):
         plain = re.sub(r"\b(0x[0-9a-fA-F]+|\d+)(ULL|UL|LL|U|L)?\b", r"\1", text.strip())
         if re.fullmatch(r"[\d\sxa-fA-F()<*+-]+", plain):
             found[name] = _evaluate(ast.parse(plain, mode="eval").body)

@@ -10,10 +10,11 @@ Field = tuple[str, int, str, int]
 
 STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
     "up_action": (
-        76,
+        88,
         (
             ("route", 0, "u32", 0), ("kind", 4, "u8", 0), ("reason", 5, "u8", 0), ("n", 6, "u8", 0),
-            ("flags", 7, "u8", 0), ("total", 8, "u32", 0), ("to", 12, "up_weight", 8),
+            ("flags", 7, "u8", 0), ("total", 8, "u32", 0), ("to", 12, "up_weight", 8), ("pad", 76, "u32", 0),
+            ("rule", 80, "u64", 0),
         ),
     ),
     "up_address": (
@@ -105,6 +106,12 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
             ("name", 16, "char", 64),
         ),
     ),
+    "up_home_rule": (
+        8192,
+        (
+            ("len", 0, "u32", 0), ("text", 4, "char", 8188),
+        ),
+    ),
     "up_home_stat": (
         16,
         (
@@ -131,7 +138,7 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         ),
     ),
     "up_program": (
-        411152,
+        423440,
         (
             ("version", 0, "u32", 0), ("n_routes", 4, "u32", 0), ("n_headers", 8, "u32", 0),
             ("path_start", 12, "u32", 0), ("class_of", 16, "u8", 256), ("headers", 272, "up_header", 16),
@@ -167,7 +174,7 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         ),
     ),
     "up_service": (
-        84,
+        96,
         (
             ("kind", 0, "u32", 0), ("table", 4, "u32", 0), ("tcp", 8, "up_action", 0),
         ),
@@ -218,7 +225,7 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         ),
     ),
     "up_vhost": (
-        84,
+        96,
         (
             ("program", 0, "u32", 0), ("pad", 4, "u32", 0), ("direct", 8, "up_action", 0),
         ),

@@ -154,6 +154,7 @@ class Action(Record):
     flags: int = 0
     total: int = 0
     to: tuple[Weight, ...] = ()
+    rule: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +269,15 @@ class HomeStat(Record):
     STRUCT: ClassVar[str] = "up_home_stat"
     requests: int = 0
     refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HomeRule(Record):
+    """What home does with a route's requests: `len` bytes of JSON (`nodeagent.rules.text`)."""
+
+    STRUCT: ClassVar[str] = "up_home_rule"
+    len: int = 0
+    text: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class Table(StrEnum):
     VHOSTS = "vhosts"
     PROGRAMS = "programs"
     CLUSTERS = "clusters"
+    RULES = "home_rules"
     ENDPOINTS = "endpoints"
 
 

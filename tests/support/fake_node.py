@@ -40,6 +40,7 @@ _SHAPES: dict[str, tuple[MapType, int | str, int | str, int]] = {
     "route_stats": (MapType.PERCPU_ARRAY, 4, "up_route_stat", 64),
     "punt_stats": (MapType.PERCPU_HASH, "up_punt_key", 8, 64),
     "home_stats": (MapType.HASH, 4, "up_home_stat", 64),
+    "home_rules": (MapType.HASH, 8, "up_home_rule", 64),
     "interface_stats": (MapType.PERCPU_ARRAY, 4, "up_interface_stat", n.INTERFACES),
 }
 

@@ -18,6 +18,7 @@ from nodeagent.abi.records import (
     Config,
     Endpoint,
     EndpointStat,
+    HomeRule,
     HomeStat,
     InterfaceStat,
     NameKey,
@@ -309,6 +310,11 @@ def _home_stat(key: bytes, value: bytes, context: Context) -> Entry:
     }
 
 
+def _home_rule(key: bytes, value: bytes, _: Context) -> Entry:
+    rule = HomeRule.unpack(value)
+    return {"rule": f"{_number(key):016x}", "text": rule.text[: rule.len].decode("utf-8", "replace")}
+
+
 def _interface_stat(_: bytes, value: bytes, context: Context) -> Entry | None:
     stat = InterfaceStat.unpack(value)
     if not stat.ifindex:
@@ -367,6 +373,7 @@ DECODERS: Final[dict[str, Decode]] = {
     "route_stats": _route_stat,
     "punt_stats": _punt_stat,
     "home_stats": _home_stat,
+    "home_rules": _home_rule,
     "interface_stats": _interface_stat,
     "cgroup_workload": _cgroup,
 }
@@ -460,7 +467,7 @@ _BY_NAMES: Final = {
     "route_stats": NameKind.ROUTE,
 }
 #: Hashes that are counted by their keys.
-COUNTED: Final = ("services", "vhosts", "names", "conns", "stocks", "punt_stats", "home_stats")
+COUNTED: Final = ("services", "vhosts", "names", "conns", "stocks", "punt_stats", "home_stats", "home_rules")
 
 
 def pressure(
