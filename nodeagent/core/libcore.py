@@ -141,6 +141,10 @@ class RouteProgram:
         self._words = (c.c_uint64 * (_PROGRAM_SIZE // 8)).from_buffer_copy(data)
         self.memory = c.addressof(self._words)
 
+    def view(self) -> memoryview:
+        """The bytes, read where they are."""
+        return memoryview(self._words).cast("B").toreadonly()
+
     def action(self, route: int) -> bytes:
         """Bytes of the `up_action` of a route that `HeadReader.match` returned."""
         view = memoryview(self._words).cast("B")

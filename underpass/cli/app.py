@@ -24,6 +24,7 @@ _COMMANDS: Table = {
     "explain": ("underpass.cli.commands.explain", "app", "What happens to a request, and which line of YAML says so."),
     "bpf": ("underpass.cli.commands.bpf", "app", "The pinned programs, maps and links of a node."),
     "analyze": ("underpass.cli.commands.analyze", "analyze", "Judge YAML files: what runs where, what is refused."),
+    "test": ("underpass.cli.commands.test", "app", "Proofs about a configuration: kernel and Envoy agree."),
     "config": ("underpass.cli.commands.config", "app", "What the control plane says of each object."),
     "version": ("underpass.cli.commands.version", "version", "Versions of this program and of the control plane."),
 }

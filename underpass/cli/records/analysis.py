@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from typing import Any, Final
 
 from controlplane.analyze import Analysis, analyze
-from controlplane.model.hosts import is_wildcard, matches
-from controlplane.model.labels import freeze
-from controlplane.model.mesh import Mesh, Port, Service, fqdn
+from controlplane.model.hosts import is_wildcard
+from controlplane.model.mesh import Mesh, Service
 from controlplane.model.node import Node
-from controlplane.model.objects import Config, Key, SourceRef
+from controlplane.model.objects import Config, Key
 from controlplane.translate import prepare, translate
 from nodeagent.cache.resources import Value
 from nodeagent.cache.store import Decoder, Resources, resources_from
 from nodeagent.errors import ResourceError
 from nodeagent.intent.compile import Compiler
 from nodeagent.intent.model import NOT_CAPTURED, NOT_ENFORCED, Rejection, RouteInfo, Where
+from underpass.equivalence.completion import clients, complete
 
 ERROR: Final = "error"
 WARNING: Final = "warning"
@@ -37,9 +36,6 @@ GATEWAY: Final = "gateway"
 NOWHERE: Final = "nowhere"
 #: The worst first: what a rule with several routes is called after.
 PLACES: Final = (UNSUPPORTED, WAYPOINT, HOME, KERNEL, GATEWAY, NOWHERE)
-
-#: Services without an address get one of these for the judgement, as the lab or Kubernetes would give them one.
-_FIRST_VIP: Final = int(ip_address("198.18.0.1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +130,7 @@ def judge(files: Mapping[str, str], *, domain: str = "cluster.local") -> Report:
     """Judge YAML texts by file name. Never raises for what they contain."""
     done = analyze(files, domain=domain)
     mesh, assumed = complete(done.mesh)
-    compiled = _compile(mesh, _clients(done, mesh))
+    compiled = _compile(mesh, clients(done, mesh))
     states = {(v.kind, v.namespace, v.name): v for v in done.verdicts if v.state != "rejected"}
     rejected = {(v.kind, v.namespace, v.name) for v in done.verdicts if v.state == "rejected"}
     hosts = {str(address): service.hostname for service in mesh.services for address in service.addresses}
@@ -149,103 +145,6 @@ def judge(files: Mapping[str, str], *, domain: str = "cluster.local") -> Report:
     problems = [*_verdict_problems(done), *_rule_problems(objects), *_agent_problems(compiled, hosts, states)]
     ordered = sorted(dict.fromkeys(problems), key=lambda p: (p.file, p.line, p.severity, p.message))
     return Report(tuple(sorted(files)), tuple(objects), tuple(ordered), tuple(assumed), compiled.views)
-
-
-# ---- what is not in the files ----
-
-
-def complete(mesh: Mesh) -> tuple[Mesh, list[str]]:
-    """The mesh with an address for each service, and with the services that rules name but nobody defines.
-
-    Only the question "where does this rule run" is asked of it; that a host is unknown is told from the mesh as it is.
-    """
-    services = list(mesh.services)
-    names = {service.hostname for service in services}
-    patterns = [name for name in names if is_wildcard(name)]
-    wanted: dict[str, tuple[str, SourceRef, set[int]]] = {}
-    for config in (*mesh.virtual_services, *mesh.delegates.values()):
-        space = config.meta.key.namespace
-        for host, port in _named_hosts(config):
-            full = fqdn(host, space, mesh.domain)
-            if is_wildcard(full) or full in names or any(matches(pattern, full) for pattern in patterns):
-                continue
-            entry = wanted.setdefault(full, (_namespace(full, mesh.domain) or space, config.meta.source, set()))
-            entry[2].add(port or 80)
-    for host, (namespace, source, ports) in sorted(wanted.items()):
-        made = tuple(Port(f"http-{number}", number, "HTTP") for number in sorted(ports))
-        name = host.partition(".")[0]
-        services.append(Service(host, namespace, name, "Service", source, 0.0, made, ()))
-    spare = iter(range(_FIRST_VIP, _FIRST_VIP + len(services)))
-    addressed = [
-        service
-        if service.addresses or service.headless or is_wildcard(service.hostname)
-        else replace(service, addresses=(str(ip_address(next(spare))),))
-        for service in sorted(services, key=lambda s: (s.hostname, s.namespace))
-    ]
-    return replace(mesh, services=tuple(addressed)), sorted(wanted)
-
-
-def _named_hosts(config: Config) -> Iterator[tuple[str, int]]:
-    spec = config.spec
-    mesh_bound = not spec.gateways or "mesh" in spec.gateways
-    if mesh_bound:
-        yield from ((host, 0) for host in spec.hosts if not _is_ip(host))
-    for rules in (spec.http, spec.tls, spec.tcp):
-        for rule in rules:
-            for route in rule.route:
-                yield route.destination.host, route.destination.port.number
-
-
-def _is_ip(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _namespace(host: str, domain: str) -> str:
-    """The namespace in `name.namespace.svc.domain`."""
-    parts = host.removesuffix(f".svc.{domain}").split(".")
-    return parts[1] if host.endswith(f".svc.{domain}") and len(parts) == 2 else ""
-
-
-def _clients(done: Analysis, mesh: Mesh) -> list[Node]:
-    """The views of the files' own workloads, and one for each kind of client that a rule's match asks for.
-
-    Manifests hold Deployments rather than Pods, and often neither; a rule for `sourceLabels` shall be judged all the
-    same.
-    """
-    found = list(done.clients)
-    asked: dict[tuple[str, tuple[tuple[str, str], ...]], None] = {}
-    have = {(node.namespace, node.labels) for node in found}
-    spaces = {node.namespace for node in found}
-    for config in mesh.virtual_services:
-        own = config.meta.key.namespace
-        if own not in spaces:
-            asked[own, ()] = None
-        for rules in (config.spec.http, config.spec.tcp, config.spec.tls):
-            for rule in rules:
-                for match in rule.match:
-                    if match.source_labels or match.source_namespace:
-                        asked[match.source_namespace or own, freeze(dict(match.source_labels))] = None
-    for namespace, labels in asked:
-        if (namespace, labels) not in have:
-            found.append(_client(namespace, labels, mesh.domain))
-    return found
-
-
-def _client(namespace: str, labels: tuple[tuple[str, str], ...], domain: str) -> Node:
-    suffix = f"{namespace}.svc.{domain}"
-    return Node(
-        id=f"sidecar~192.0.2.1~client.{namespace}~{suffix}",
-        type="sidecar",
-        ips=("192.0.2.1",),
-        name="client",
-        namespace=namespace,
-        domain=suffix,
-        labels=labels,
-    )
 
 
 # ---- the agent's side ----

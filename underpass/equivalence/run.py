@@ -1,0 +1,190 @@
+"""Tables through all executors: both cores and Envoy, in batches, and the verdicts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from nodeagent.cache.resources import Forward
+from nodeagent.core.libcore import Core, HeadReader
+from nodeagent.intent.model import RouteInfo
+from underpass.equivalence import compare, corpus
+from underpass.equivalence.cores import Executor, kernel_reader
+from underpass.equivalence.envoy import EnvoyError, Oracle, binary
+from underpass.equivalence.outcome import Judged, Kind, Outcome, Request, Result, Sort
+from underpass.equivalence.subjects import Subject, Subjects
+
+#: Tables of one Envoy.
+BATCH = 100
+#: Punts for which Envoy is not asked: it would answer late, or more than once.
+_SLOW = frozenset({"route-fault", "route-mirror"})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to run. kernel, envoy: whether to ask that executor where it is there."""
+
+    seed: int = 1
+    kernel: bool = True
+    envoy: bool = True
+    limits: corpus.Limits = field(default_factory=corpus.Limits)
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything that was found. `executors`: by name, the version, or why it was not asked (`absent`)."""
+
+    seed: int
+    judged: list[Judged] = field(default_factory=list)
+    splits: list[tuple[str, str, str]] = field(default_factory=list)  # table, route, difference
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    executors: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    tables: int = 0
+    views: int = 0
+    left_out: tuple[str, ...] = ()
+    routes: dict[tuple[str, str], RouteInfo] = field(default_factory=dict)  # by table and the route's key
+
+    def count(self, result: Result) -> int:
+        """How many requests have this verdict."""
+        return sum(item.result is result for item in self.judged)
+
+    @property
+    def different(self) -> int:
+        """Requests and splits that differ."""
+        return self.count(Result.DIFFERENT) + len(self.splits)
+
+
+Corpus = Callable[[Subject], Sequence[Request]]
+
+
+def run(subjects: Subjects, options: Options, make: Corpus | None = None) -> Results:
+    """Try every table. Raises EnvoyError when Envoy ends, or refuses what the agent accepts."""
+    results = Results(options.seed, refused=list(subjects.refused), views=subjects.views)
+    results.left_out = tuple(sorted({name for subject in subjects.tables for name in subject.left_out}))
+    made = make or (lambda subject: corpus.requests(subject.decoded, options.seed, options.limits))
+    with ExitStack() as stack:
+        core = Core()
+        results.executors["libcore"] = "libcore.so"
+        readers: list[HeadReader] = [HeadReader(core)]
+        if options.kernel:
+            reader, why = kernel_reader(core)
+            if reader is None:
+                results.absent["kernel"] = why
+            else:
+                stack.callback(reader.close)
+                readers.append(reader)
+                results.executors["kernel"] = "the same core, in this kernel"
+        asked = _has_envoy(options, results)
+        for batch in _batches(subjects.tables):
+            _batch(batch, core, readers, made, asked, results)
+    results.tables = len(subjects.tables)
+    return results
+
+
+def _has_envoy(options: Options, results: Results) -> bool:
+    if not options.envoy:
+        return False
+    try:
+        binary()
+    except EnvoyError as error:
+        results.absent["envoy"] = error.why
+        return False
+    return True
+
+
+def _batches(tables: Sequence[Subject]) -> Iterator[list[Subject]]:
+    for start in range(0, len(tables), BATCH):
+        yield list(tables[start : start + BATCH])
+
+
+def _batch(
+    batch: list[Subject], core: Core, readers: list[HeadReader], made: Corpus, asked: bool, results: Results
+) -> None:
+    decided: list[tuple[Subject, list[Request], list[Outcome], list[Outcome | None]]] = []
+    for subject in batch:
+        # Each core draws from numbers of its own: they are compared by what they may choose, not by what they drew.
+        requests = list(made(subject))
+        outcomes: list[list[Outcome]] = []
+        for reader in readers:
+            draw = random.Random(f"{results.seed} {subject.name}")
+            executor = Executor(core, subject, lambda draw=draw: draw.getrandbits(32))  # type: ignore[misc]
+            outcomes.append([executor.decide(reader, request.data) for request in requests])
+        second: list[Outcome | None] = list(outcomes[1]) if len(outcomes) > 1 else [None] * len(requests)
+        decided.append((subject, requests, outcomes[0], second))
+    answers = _ask(decided, results) if asked else {}
+    for index, (subject, requests, native, kernel) in enumerate(decided):
+        mine = {subject_route.key: subject_route for subject_route in subject.intent.routes.values()}
+        for key in {outcome.route for outcome in native} & mine.keys():
+            results.routes[subject.name, key] = mine[key]
+        for at, request in enumerate(requests):
+            answer = answers.get((index, at))
+            results.judged.append(compare.judge(subject.name, request, native[at], kernel[at], answer))
+        _splits(subject, index, requests, native, answers, results)
+
+
+def _ask(
+    decided: list[tuple[Subject, list[Request], list[Outcome], list[Outcome | None]]], results: Results
+) -> dict[tuple[int, int], Outcome]:
+    """Envoy's outcomes by (table, request), for all requests that it is to be asked."""
+    chosen = [
+        [at for at, request in enumerate(requests) if _askable(request, native[at])]
+        for _, requests, native, _ in decided
+    ]
+
+    async def talk() -> list[list[Outcome]]:
+        async with Oracle([subject for subject, _, _, _ in decided]) as oracle:
+            results.executors["envoy"] = oracle.version
+            return await oracle.ask(
+                [(index, [decided[index][1][at] for at in places]) for index, places in enumerate(chosen)]
+            )
+
+    answers = asyncio.run(talk())
+    return {
+        (index, at): answer
+        for index, places in enumerate(chosen)
+        for at, answer in zip(places, answers[index], strict=True)
+    }
+
+
+def _askable(request: Request, native: Outcome) -> bool:
+    return request.sort is not Sort.CUT and not (native.kind is Kind.PUNT and native.reason in _SLOW)
+
+
+def _splits(
+    subject: Subject,
+    index: int,
+    requests: list[Request],
+    native: list[Outcome],
+    answers: dict[tuple[int, int], Outcome],
+    results: Results,
+) -> None:
+    """Weighted choices: what both drew is held against the weights of the configuration itself."""
+    weights: dict[frozenset[str], dict[str, int]] = {}
+    for vhost in subject.decoded.virtual_hosts:
+        for route in vhost.routes:
+            if isinstance(route.action, Forward) and len(route.action.clusters) > 1:
+                shares: Counter[str] = Counter()
+                for cluster in route.action.clusters:
+                    shares[cluster.name if cluster.name in subject.clusters else ""] += cluster.weight
+                weights.setdefault(frozenset(name for name in shares if shares[name]), dict(shares))
+    repeated: dict[bytes, list[int]] = {}
+    for at, request in enumerate(requests):
+        if len(native[at].may) > 1 and request.aim.endswith(": weights"):
+            repeated.setdefault(request.data, []).append(at)
+    for places in repeated.values():
+        shares_of = weights.get(native[places[0]].may)
+        if shares_of is None or len(places) < 50:
+            continue
+        drawn = {
+            "the core": Counter(native[at].cluster for at in places),
+            "Envoy": Counter(answers[index, at].cluster for at in places if (index, at) in answers),
+        }
+        for who, counts in drawn.items():
+            difference = compare.split_difference(shares_of, counts) if counts else ""
+            if difference:
+                results.splits.append((subject.name, requests[places[0]].aim, f"{who}: {difference}"))
