@@ -58,6 +58,7 @@ def build(
         services=tuple(registry.services),
         endpoints=registry.endpoints,
         workloads=registry.workloads,
+        members=tuple(registry.members),
         targets=registry.targets,
         virtual_services=tuple(virtual),
         delegates=delegates,

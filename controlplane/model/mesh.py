@@ -22,11 +22,12 @@ Resolution = Literal["EDS", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS", "PASSTHROUG
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A service's port."""
+    """A service's port.  ``target`` is where its endpoints listen, 0 where each of them says so by the port's name."""
 
     name: str
     number: int
     protocol: Protocol
+    target: int = 0
 
     @property
     def is_http(self) -> bool:
@@ -110,6 +111,7 @@ class Service:
     selector: Labels = ()
     labels: Labels = ()
     local_only: bool = False
+    publish_not_ready: bool = False
     object: str = ""
 
     def __hash__(self) -> int:
@@ -142,7 +144,10 @@ def visible(export_to: tuple[str, ...], owner: str, viewer: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A pod or a WorkloadEntry: what runs at some addresses, for inbound configuration and policies."""
+    """A pod or a WorkloadEntry: what runs at some addresses, for inbound configuration and policies.
+
+    ``hostname`` stands in for ``ips`` where a WorkloadEntry has a DNS name.  ``weight`` 0 is unset.
+    """
 
     name: str
     namespace: str
@@ -153,6 +158,13 @@ class Workload:
     locality: Locality = Locality()
     node: str = ""
     owner: str = ""
+    hostname: str = ""
+    network: str = ""
+    weight: int = 0
+    ready: bool = True
+    #: The addresses are the node's, shared with others.
+    host_network: bool = False
+    annotations: Labels = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +182,13 @@ class Mesh:
 
     Sequences are sorted: services by hostname and namespace, rules oldest first.  ``endpoints`` maps (namespace,
     hostname, port) to endpoints in a fixed order.  ``targets`` maps a workload's address to the service ports that it
-    backs.
+    backs.  ``workloads`` are those that an address tells; ``members`` are all.
     """
 
     services: tuple[Service, ...] = ()
     endpoints: Mapping[tuple[str, str, int], tuple[Endpoint, ...]] = field(default_factory=dict)
     workloads: Mapping[str, Workload] = field(default_factory=dict)
+    members: tuple[Workload, ...] = ()
     targets: Mapping[str, tuple[Target, ...]] = field(default_factory=dict)
     virtual_services: tuple[Config, ...] = ()
     delegates: Mapping[Key, Config] = field(default_factory=dict)

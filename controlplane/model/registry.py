@@ -75,6 +75,7 @@ class Registry:
     services: list[Service] = field(default_factory=list)
     endpoints: dict[tuple[str, str, int], tuple[Endpoint, ...]] = field(default_factory=dict)
     workloads: dict[str, Workload] = field(default_factory=dict)
+    members: list[Workload] = field(default_factory=list)
     targets: dict[str, tuple[Target, ...]] = field(default_factory=dict)
     notes: dict[Key, list[Note]] = field(default_factory=lambda: defaultdict(list))
     remembered: Remembered = field(default_factory=lambda: Remembered())
@@ -191,8 +192,6 @@ class _Collector:
     def _collect_workloads(self) -> None:
         for pods in self._by_namespace.values():
             for pod in pods:
-                if pod.host_network:
-                    continue  # its address is the node's, shared with others
                 workload = Workload(
                     name=pod.meta.key.name,
                     namespace=pod.meta.key.namespace,
@@ -203,27 +202,38 @@ class _Collector:
                     locality=self._pod_locality(pod),
                     node=pod.node,
                     owner=pod.owner,
+                    ready=pod.ready,
+                    host_network=pod.host_network,
+                    annotations=pod.meta.annotations,
                 )
+                self.out.members.append(workload)
+                if pod.host_network:
+                    continue  # its address is the node's, shared with others
                 for ip in pod.ips:
                     self.out.workloads.setdefault(ip, workload)
         for entries in self._entries.values():
             for entry in entries:
                 spec = entry.spec
-                if not _family(spec.address):
+                numeric = bool(_family(spec.address))
+                if not numeric and spec.address.startswith("unix:"):
                     continue
-                self.out.workloads.setdefault(
-                    spec.address,
-                    Workload(
-                        name=entry.meta.key.name,
-                        namespace=entry.meta.key.namespace,
-                        kind="WorkloadEntry",
-                        labels=_entry_labels(entry),
-                        service_account=spec.service_account,
-                        ips=(spec.address,),
-                        locality=Locality.parse(spec.locality),
-                        owner=entry.meta.key.name,
-                    ),
+                workload = Workload(
+                    name=entry.meta.key.name,
+                    namespace=entry.meta.key.namespace,
+                    kind="WorkloadEntry",
+                    labels=_entry_labels(entry),
+                    service_account=spec.service_account,
+                    ips=(spec.address,) if numeric else (),
+                    locality=Locality.parse(spec.locality),
+                    owner=entry.meta.key.name,
+                    hostname="" if numeric else spec.address,
+                    network=spec.network,
+                    weight=spec.weight,
+                    annotations=entry.meta.annotations,
                 )
+                self.out.members.append(workload)
+                if numeric:
+                    self.out.workloads.setdefault(spec.address, workload)
 
     def _collect_targets(self) -> None:
         found: dict[str, set[tuple[str, int, int]]] = defaultdict(set)
@@ -252,7 +262,12 @@ class _Collector:
             source=service.meta.source,
             created=service.meta.created,
             ports=tuple(
-                Port(port.name, port.number, protocol(port.number, port.name, port.app_protocol, port.transport))
+                Port(
+                    port.name,
+                    port.number,
+                    protocol(port.number, port.name, port.app_protocol, port.transport),
+                    port.target if isinstance(port.target, int) else 0,
+                )
                 for port in service.ports
             ),
             addresses=(*service.cluster_ips, *service.external_ips),
@@ -263,6 +278,7 @@ class _Collector:
             selector=service.selector,
             labels=service.meta.labels,
             local_only=service.internal_local,
+            publish_not_ready=service.publish_not_ready,
             object=key.name,
         )
         found: dict[int, tuple[Endpoint, ...]] = {}
@@ -338,7 +354,10 @@ class _Collector:
     def _service_entry(self, entry: Config, taken: set[tuple[str, str]]) -> None:
         spec, key = entry.spec, entry.meta.key
         resolution = _SE_RESOLUTION[spec.resolution]
-        ports = tuple(Port(port.name, port.number, _entry_protocol(port.protocol, port.number)) for port in spec.ports)
+        ports = tuple(
+            Port(port.name, port.number, _entry_protocol(port.protocol, port.number), port.target_port or port.number)
+            for port in spec.ports
+        )
         for host in sorted(spec.hosts):
             if (key.namespace, host) in taken:
                 self.out.notes[key].append(

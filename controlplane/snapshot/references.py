@@ -1,4 +1,4 @@
-"""What a resource makes a client ask for, and whether a snapshot would answer it.
+"""What a resource makes a client ask for, by what other names it is asked for, and whether a snapshot would answer.
 
 A dangling *cluster* (a route to a cluster that CDS lacks) is normal input and answered with 503 by the client. A
 dangling *subscription* is not: an Envoy that waits for the endpoints of a cluster or the routes of a listener holds
@@ -7,6 +7,7 @@ everything else back for 15 seconds.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +23,9 @@ Reference = tuple[str, str]
 
 _CLUSTER: Final = "envoy.config.cluster.v3.Cluster"
 _LISTENER: Final = "envoy.config.listener.v3.Listener"
+_ADDRESS: Final = "istio.workload.Address"
+_WORKLOAD: Final = "istio.workload.Workload"
+_SERVICE: Final = "istio.workload.Service"
 _HCM_URL: Final = envoy.type_url("HttpConnectionManager")
 _UPSTREAM_TLS_URL: Final = envoy.type_url("UpstreamTlsContext")
 _DOWNSTREAM_TLS_URL: Final = envoy.type_url("DownstreamTlsContext")
@@ -41,13 +45,44 @@ class Dangling:
 
 def needs(message: Any) -> tuple[Reference, ...]:
     """The subscriptions that receiving *message* leads to, in a fixed order, each once."""
-    descriptor = getattr(message, "DESCRIPTOR", None)
-    kind = "" if descriptor is None else descriptor.full_name
+    kind = _kind(message)
     if kind == _CLUSTER:
         return tuple(dict.fromkeys(_cluster(message)))
     if kind == _LISTENER:
         return tuple(dict.fromkeys(_listener(message)))
     return ()
+
+
+def aliases(message: Any) -> tuple[str, ...]:
+    """Further names by which *message* may be asked for: ``network/ip`` of a workload or a service."""
+    kind = _kind(message)
+    if kind == _ADDRESS:
+        return aliases(message.workload if message.WhichOneof("type") == "workload" else message.service)
+    if kind == _WORKLOAD and message.network_mode == 0:  # an address that others share tells nothing
+        return tuple(f"{message.network}/{_ip(packed)}" for packed in message.addresses)
+    if kind == _SERVICE:
+        return tuple(
+            f"{item.network}/{_ip(item.address)}" + (f"/{item.length}" if item.HasField("length") else "")
+            for item in message.addresses
+        )
+    return ()
+
+
+def groups(message: Any) -> tuple[str, ...]:
+    """Names of the resources that bring *message* along when a client asks for them: a workload's services."""
+    kind = _kind(message)
+    if kind == _ADDRESS and message.WhichOneof("type") == "workload":
+        message, kind = message.workload, _WORKLOAD
+    return tuple(sorted(message.services)) if kind == _WORKLOAD else ()
+
+
+def _kind(message: Any) -> str:
+    descriptor = getattr(message, "DESCRIPTOR", None)
+    return "" if descriptor is None else str(descriptor.full_name)
+
+
+def _ip(packed: bytes) -> str:
+    return str(ipaddress.ip_address(packed))
 
 
 def _cluster(message: Any) -> Iterator[Reference]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from controlplane.snapshot.references import Reference, needs
+from controlplane.snapshot.references import aliases as aliases_of
+from controlplane.snapshot.references import groups as groups_of
 
 #: Bytes of a content hash that become the version. 64 bits: versions are compared only within one name.
 _DIGEST_BYTES: Final = 8
@@ -51,7 +53,7 @@ class Resource:
     ``version`` is a hash of the content: it changes exactly when the content does, on every replica alike.
     ``sotw_head`` and ``delta_head``, each followed by ``body``, are the resource as field 2 of a ``DiscoveryResponse``
     and of a ``DeltaDiscoveryResponse``; the body, by far the most of it, exists once. ``needs`` are the resources that
-    a client will ask for because of this one.
+    a client will ask for because of this one; who asks for one of ``groups`` is told this one, too.
     """
 
     type_url: str
@@ -60,6 +62,7 @@ class Resource:
     body: bytes = field(repr=False)
     needs: tuple[Reference, ...] = ()
     aliases: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     sotw_head: bytes = field(default=b"", repr=False)
     delta_head: bytes = field(default=b"", repr=False)
     identity: int = field(default=0, repr=False)
@@ -102,12 +105,23 @@ def delta_pieces(resources: Iterable[Resource]) -> Iterator[bytes]:
 def encode(type_url: str, name: str, message: _Serialisable, *, aliases: tuple[str, ...] = ()) -> Resource:
     """Serialise *message* (deterministically) into a resource."""
     return from_bytes(
-        type_url, name, message.SerializeToString(deterministic=True), needs=needs(message), aliases=aliases
+        type_url,
+        name,
+        message.SerializeToString(deterministic=True),
+        needs=needs(message),
+        aliases=aliases or aliases_of(message),
+        groups=groups_of(message),
     )
 
 
 def from_bytes(
-    type_url: str, name: str, body: bytes, *, needs: tuple[Reference, ...] = (), aliases: tuple[str, ...] = ()
+    type_url: str,
+    name: str,
+    body: bytes,
+    *,
+    needs: tuple[Reference, ...] = (),
+    aliases: tuple[str, ...] = (),
+    groups: tuple[str, ...] = (),
 ) -> Resource:
     """A resource from serialised bytes; ``body`` is the message, without its ``Any``."""
     content = hashlib.blake2b(body, digest_size=_DIGEST_BYTES)
@@ -129,6 +143,7 @@ def from_bytes(
         body=body,
         needs=needs,
         aliases=aliases,
+        groups=groups,
         sotw_head=b"\x12" + varint(packed_size) + packed_head,
         delta_head=b"\x12" + varint(len(envelope_head) + packed_size) + envelope_head + packed_head,
         identity=int.from_bytes(identity, "big"),

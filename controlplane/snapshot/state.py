@@ -79,6 +79,19 @@ class TypeState(Mapping[str, Resource]):
     def _aliases(self) -> dict[str, Resource]:
         return {alias: resource for resource in self._own.values() for alias in resource.aliases}
 
+    def members(self, group: str) -> tuple[str, ...]:
+        """Names of the resources that come along with *group*, which itself need not be one."""
+        below = () if self._base is None else self._base.members(group)
+        return below + self._members.get(group, ())
+
+    @cached_property
+    def _members(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {}
+        for resource in self._own.values():
+            for group in resource.groups:
+                found.setdefault(group, []).append(resource.name)
+        return {group: tuple(names) for group, names in found.items()}
+
     @cached_property
     def identity(self) -> int:
         """A number that is equal for equal states (the sum of the resources' identities, so order cannot matter)."""

@@ -40,6 +40,9 @@ PUSH_ORDER: Final[tuple[str, ...]] = (
 #: be partial and an omission means nothing.
 FULL_STATE: Final[frozenset[str]] = frozenset({CLUSTER, LISTENER})
 
+#: Types of which one resource leads to others: whoever asks for a service by name wants the workloads behind it, too.
+GROUPED: Final[frozenset[str]] = frozenset({ADDRESS, WORKLOAD})
+
 #: Types that are only ever asked for by name: a request without names asks for nothing, instead of for everything.
 NAMED_ONLY: Final[frozenset[str]] = frozenset({ENDPOINT, ROUTE, SECRET, EXTENSION, VIRTUAL_HOST})
 

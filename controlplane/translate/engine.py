@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 from controlplane.model.mesh import Mesh, Port, Service
 from controlplane.model.node import Node
-from controlplane.translate import clusters, gateway, grpc_client, inbound, names, outbound, virtual_hosts
+from controlplane.translate import ambient, clusters, gateway, grpc_client, inbound, names, outbound, virtual_hosts
 from controlplane.translate.endpoints import depends_on_place, load_assignment
 from controlplane.translate.memo import Memo
 from controlplane.translate.peer import service_mode
@@ -28,6 +28,7 @@ class Prepared:
         self.relevant = relevant_labels(mesh)
         self._scopes: dict[ScopeKey, Scope] = {}
         self._outbound: dict[ScopeKey, dict[str, dict[str, Message]]] = {}
+        self._ambient: Resources | None = None
         self._own: dict[tuple[object, ...], tuple[object, Resources]] = {}
         alike = previous is not None and _inbound_settings(previous.mesh) == _inbound_settings(mesh)
         self._own_before = previous._own if previous is not None and alike else {}
@@ -58,6 +59,12 @@ class Prepared:
             found = self._outbound[scope.key] = _outbound(self, scope)
         return found
 
+    def ambient(self) -> Resources:
+        """Return what every ztunnel is served."""
+        if self._ambient is None:
+            self._ambient = ambient.resources(self.mesh, self.memo)
+        return self._ambient
+
     def own(self, node: Node, scope: Scope) -> Resources:
         """Return the inbound resources of a sidecar; the same objects as in the last generation if nothing changed."""
         served = tuple(inbound.served(self.mesh, node))
@@ -82,6 +89,7 @@ def _inbound_settings(mesh: Mesh) -> tuple[object, ...]:
     """What every inbound listener depends on, besides the workload and the services that lead to it."""
     return (
         mesh.authorization_policies,
+        tuple(mesh.providers.items()),
         mesh.peer_authentications,
         mesh.trust_domain,
         mesh.domain,
@@ -104,8 +112,8 @@ def translate(prepared: Prepared, node: Node) -> Resources:
 
     Returns all resources that the client may get, by type URL and name.  Sidecars get LDS, RDS, CDS and EDS for their
     outbound and inbound traffic; routers what the Gateways that select them ask for; proxyless gRPC clients
-    (``GENERATOR=grpc``) its own shapes, their LDS under every name that a service has.  The other node types get
-    nothing yet.
+    (``GENERATOR=grpc``) its own shapes, their LDS under every name that a service has; ztunnels workloads, services and
+    policies.  The other node types get nothing yet.
     """
     shared, own = parts(prepared, node)
     if not own:
@@ -120,6 +128,8 @@ def parts(prepared: Prepared, node: Node) -> tuple[Resources, Resources]:
     The tables of the first part are the same objects for all of these clients, so whoever serves many of them does the
     work that depends on size once.
     """
+    if node.type == "ztunnel":
+        return prepared.ambient(), {}
     scope = prepared.scope(node)
     shared = prepared.outbound(scope)
     if node.type != "sidecar" or node.generator == "grpc" or node.interception == "NONE":
@@ -187,7 +197,7 @@ def _depends_routes(scope: Scope, mesh: Mesh) -> tuple[object, ...]:
         mesh.endpoints_of(service, port.number) for service in services if service.headless for port in service.ports
     )
     if scope.key.type == "router":
-        pools += (mesh.gateways, mesh.authorization_policies, mesh.trust_domain)
+        pools += (mesh.gateways, mesh.authorization_policies, tuple(mesh.providers.items()), mesh.trust_domain)
         pools += tuple(
             mesh.endpoints_of(service, port.number)
             for service in mesh.services

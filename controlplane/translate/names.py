@@ -11,6 +11,9 @@ CLUSTER: Final = envoy.type_url("Cluster")
 ENDPOINT: Final = envoy.type_url("ClusterLoadAssignment")
 LISTENER: Final = envoy.type_url("Listener")
 ROUTE: Final = envoy.type_url("RouteConfiguration")
+ADDRESS: Final = envoy.TYPE_PREFIX + "istio.workload.Address"
+WORKLOAD: Final = envoy.TYPE_PREFIX + "istio.workload.Workload"
+AUTHORIZATION: Final = envoy.TYPE_PREFIX + "istio.security.Authorization"
 
 BLACK_HOLE: Final = "BlackHoleCluster"
 PASSTHROUGH: Final = "PassthroughCluster"

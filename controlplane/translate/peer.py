@@ -12,7 +12,7 @@ Mode = Literal["DISABLE", "PERMISSIVE", "STRICT"]
 _MODES: Final[dict[int, Mode]] = {1: "DISABLE", 2: "PERMISSIVE", 3: "STRICT"}
 
 
-def _levels(mesh: Mesh, namespace: str, labels: Labels) -> dict[int, Config]:
+def policies_by_level(mesh: Mesh, namespace: str, labels: Labels) -> dict[int, Config]:
     """The policy that counts at each level: 0 mesh, 1 namespace, 2 workload; the oldest of a level."""
     out: dict[int, Config] = {}
     for config in mesh.peer_authentications:
@@ -31,7 +31,7 @@ def _levels(mesh: Mesh, namespace: str, labels: Labels) -> dict[int, Config]:
 def workload_mode(mesh: Mesh, namespace: str, labels: Labels, port: int) -> Mode:
     """What a workload takes on ``port``: workload before namespace before mesh; PERMISSIVE when nobody says."""
     mode: Mode = "PERMISSIVE"
-    levels = _levels(mesh, namespace, labels)
+    levels = policies_by_level(mesh, namespace, labels)
     for _, config in sorted(levels.items()):
         mode = _MODES.get(config.spec.mtls.mode, mode)
     own = levels.get(2)
@@ -42,14 +42,14 @@ def workload_mode(mesh: Mesh, namespace: str, labels: Labels, port: int) -> Mode
 
 def special_ports(mesh: Mesh, namespace: str, labels: Labels) -> list[int]:
     """Ports for which the workload's own policy makes an exception."""
-    own = _levels(mesh, namespace, labels).get(2)
+    own = policies_by_level(mesh, namespace, labels).get(2)
     return sorted(own.spec.port_level_mtls) if own is not None else []
 
 
 def service_mode(mesh: Mesh, namespace: str) -> Mode:
     """What clients expect of the services of a namespace: its own policy, else the mesh's, selectors aside."""
     mode: Mode = "PERMISSIVE"
-    for level, config in sorted(_levels(mesh, namespace, ()).items()):
+    for level, config in sorted(policies_by_level(mesh, namespace, ()).items()):
         if level < 2:
             mode = _MODES.get(config.spec.mtls.mode, mode)
     return mode

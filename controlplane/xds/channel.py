@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from controlplane.snapshot.resource import Resource
 from controlplane.snapshot.state import EMPTY, Change, Snapshot, TypeState
-from controlplane.snapshot.urls import FULL_STATE, NAMED_ONLY
+from controlplane.snapshot.urls import FULL_STATE, GROUPED, NAMED_ONLY
 from controlplane.xds.events import Nacked, TypeStatus
 
 #: Responses that may await their answer before the oldest is given up on (a client that never answers).
@@ -66,7 +66,9 @@ class Channel:
         "base",
         "error",
         "error_names",
+        "groups",
         "held",
+        "implied",
         "named_once",
         "names",
         "outside",
@@ -88,6 +90,10 @@ class Channel:
         #: An empty list of names means "everything" only while no name was ever given.
         self.named_once = False
         self.names: dict[str, None] = {}
+        #: Name or alias asked for -> the group that it stands for (of types whose resources come in groups).
+        self.groups: dict[str, str] = {}
+        #: Of ``names``, those that the client did not ask for, but for their group.
+        self.implied: dict[str, None] = {}
         self.base: TypeState = EMPTY
         self.pending: dict[str, Told] = {}
         #: Names asked for that the snapshot lacks, with the version told (None: told that it does not exist).
@@ -137,7 +143,53 @@ class Channel:
         self.names[name] = None
         self.named_once = True
         self.pending[name] = told
+        self.implied.pop(name, None)
+        self._follow(name)
         self._arm_retry()
+
+    def _follow(self, name: str) -> None:
+        """Whoever asks for a group is told its members as if they had been asked for, now and later."""
+        if self.type_url not in GROUPED or self.wildcard:
+            return
+        found = self.base.find(name)
+        if found is not None and found.name != name:
+            self._imply(found.name)  # asked for by an alias: a change of address or its end is told by its name
+        if found is not None and found.groups:
+            return  # a member; groups are not nested
+        group = self.groups[name] = name if found is None else found.name
+        for member in self.base.members(group):
+            self._imply(member)
+
+    def _imply(self, member: str) -> bool:
+        """Count *member* among the names asked for; False when it is already."""
+        if member in self.names:
+            return False
+        self.names[member] = self.implied[member] = None
+        self.pending[member] = MUST
+        return True
+
+    def _advance_groups(self, changed: Iterable[Resource]) -> bool:
+        """Resources appeared or changed: follow those that are asked-for groups, or became members of one."""
+        noted = False
+        for resource in changed:
+            for asked in list(self._asked(resource)):
+                self._follow(asked)
+        followed = set(self.groups.values())
+        for resource in changed:
+            if not followed.isdisjoint(resource.groups):
+                noted = self._imply(resource.name) or noted
+        return noted
+
+    def _drop_group(self, name: str) -> None:
+        self.groups.pop(name, None)
+        followed = set(self.groups.values())
+        for member in list(self.implied):
+            resource = self.base.get(member)
+            if resource is None or (
+                followed.isdisjoint((member, *resource.groups)) and self.names.keys().isdisjoint(resource.aliases)
+            ):
+                del self.implied[member]
+                self.drop_name(member)
 
     def drop_name(self, name: str) -> None:
         """Unsubscribe from one name. Under a wildcard the client needs to hear whether it still has it."""
@@ -145,6 +197,7 @@ class Channel:
             return  # never subscribed: ignored
         del self.names[name]
         self.outside.pop(name, None)
+        self._drop_group(name)
         if self.wildcard:
             self.pending[name] = MUST
         else:
@@ -181,6 +234,8 @@ class Channel:
                     noted = True
                     self.held.setdefault(name, gone)
             self.base = target
+            if self.groups and not self.wildcard:
+                noted = self._advance_groups(change.changed) or noted
         noted = self._advance_outside(view) or noted
         if noted:
             self._arm_retry()
@@ -226,6 +281,8 @@ class Channel:
         self.uncertain.pop(name, None)
         if resource is None:
             self.held.pop(name, None)
+            if name in self.implied:  # it came along, and is gone: nobody waits for it to come back
+                del self.implied[name], self.names[name]
         if name in self.names and self.base.find(name) is None:
             self.outside[name] = resource.version if resource else None
 

@@ -42,6 +42,9 @@ class DeltaSession(Session):
         both = "*" in subscribe and "*" in unsubscribe
         if both:
             channel.named_once = True
+            channel.answer_due = first  # a client that asks on demand is ready when it has heard something
+            # It asks for no name yet, but what it kept from before is what it watches.
+            subscribe |= dict.fromkeys(name for name in has if name not in unsubscribe)
         elif "*" in unsubscribe and channel.wildcard:
             channel.named_once = True
             channel.leave_wildcard()

@@ -57,6 +57,7 @@ def test_first_wildcard_answer_may_be_empty_but_comes(names: list[str]) -> None:
 def test_star_subscribed_and_unsubscribed_at_once_is_on_demand() -> None:
     c = talk()
     c.ask("C", ["*"], unsubscribe=["*"])
+    assert heard(c.hear()).brief == ("C", [], []), "ztunnel is not ready before it has heard something"
     assert c.hear() is None
     c.change(FakeView(snapshot(cluster("a", 2))))
     assert c.hear() is None
