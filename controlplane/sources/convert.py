@@ -10,7 +10,7 @@ from typing import Final
 
 from controlplane.model.objects import Config, Key, Object, SourceRef
 from controlplane.model.verdict import Note
-from controlplane.sources import gateway_api, kubernetes_objects, support
+from controlplane.sources import gateway_api, kubernetes_objects, mesh_config, support
 from controlplane.sources.documents import RawDocument
 from controlplane.sources.kubernetes_objects import Reader
 from controlplane.sources.rejection import RejectedError
@@ -65,7 +65,7 @@ _NOT_ENFORCED: Final = {"RequestAuthentication": "tokens are not verified yet, s
 def convert(document: RawDocument, modified: float = 0.0) -> Outcome | None:
     """Convert one document; ``modified`` is its file's age for objects that do not tell theirs.
 
-    None is a document of a kind that has nothing to do with a mesh (a ConfigMap, say).
+    None is a document of a kind that has nothing to do with a mesh (a Secret, say).
     """
     source = SourceRef(document.file, document.line)
     if document.error is not None:
@@ -99,6 +99,11 @@ def convert(document: RawDocument, modified: float = 0.0) -> Outcome | None:
             about = kubernetes_objects.meta(reader, kind, source, modified)
             key = about.key
             return Accepted(known[1](reader, about))
+        if (version, kind) == ("v1", "ConfigMap") and mesh_config.holds_settings(reader):
+            about = kubernetes_objects.meta(reader, kind, source, modified)
+            key = about.key
+            config, notes = mesh_config.read(reader, about, {"data.mesh": _line(document, "data.mesh")})
+            return Accepted(config, tuple(sorted(notes)))
         made = gateway_api.KINDS.get(kind) if group == gateway_api.GROUP else None
         if made is not None:
             # Istio has a kind Gateway too, so the key of this one tells its group.

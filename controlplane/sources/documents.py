@@ -126,6 +126,8 @@ def _expand(file: str, offset: int, node: yaml.Node) -> Iterator[RawDocument]:
 def _relevant(data: Any, lines: Mapping[str, int]) -> Mapping[str, int]:
     """Lines are kept for Istio's objects only: a mesh has many endpoints, and nobody asks for a line inside one."""
     version = data.get("apiVersion") if isinstance(data, dict) else None
+    if version == "v1" and data.get("kind") == "ConfigMap":  # it may hold the mesh's settings
+        return {"data.mesh": lines["data.mesh"]} if "data.mesh" in lines else {}
     return dict(lines) if isinstance(version, str) and ("istio.io" in version or "gateway." in version) else {}
 
 

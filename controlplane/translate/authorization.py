@@ -1,21 +1,23 @@
 """AuthorizationPolicy to Envoy's RBAC filters, as Istio translates it.  Pure.
 
-Order of judgement: CUSTOM, AUDIT, DENY, ALLOW.  On a TCP port an attribute of HTTP can not be judged: a DENY rule
-ignores it (and denies more), an ALLOW rule with one is left out (and allows less).
+Order of judgement: CUSTOM, AUDIT, DENY, ALLOW.  CUSTOM asks a provider of the mesh configuration; where it cannot be
+asked, what its rules match is refused.  On a TCP port an attribute of HTTP can not be judged: a DENY rule
+ignores it (and denies more), a CUSTOM rule too (and asks more), an ALLOW rule with one is left out (and allows less).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from controlplane.model.labels import Labels, freeze, get, selects
-from controlplane.model.mesh import Mesh
+from controlplane.model.mesh import Mesh, Provider
 from controlplane.model.objects import Config
+from controlplane.translate import external
 from underpass.api import envoy
 
 HTTP_RBAC: Final = "envoy.filters.http.rbac"
@@ -60,14 +62,18 @@ def enforcement(mesh: Mesh, namespace: str, labels: Labels) -> Enforcement:
     """Return the filters that enforce the policies of a workload in ``namespace`` with ``labels``."""
     policies = sorted(selected(mesh, namespace, labels), key=lambda policy: policy.meta.age)
     trust = Trust(mesh.trust_domain)
-    return Enforcement(tuple(filters(policies, trust, tcp=False)), tuple(filters(policies, trust, tcp=True)))
+    http, tcp = (tuple(filters(policies, trust, mesh.providers, tcp=tcp)) for tcp in (False, True))
+    return Enforcement(http, tcp)
 
 
-def filters(policies: Iterable[Config], trust: Trust, *, tcp: bool) -> list[Any]:
-    """Return one RBAC filter for each action that some policy has."""
+def filters(
+    policies: Iterable[Config], trust: Trust, providers: Mapping[str, Provider] | None = None, *, tcp: bool
+) -> list[Any]:
+    """Return one RBAC filter for each action that some policy has, and behind that of CUSTOM the one that asks."""
     listed = list(policies)
-    out: list[Any] = []
-    for action in (CUSTOM, AUDIT, DENY, ALLOW):
+    custom = [policy for policy in listed if policy.spec.action == CUSTOM]
+    out: list[Any] = _custom(custom, trust, providers or {}, tcp=tcp) if custom else []
+    for action in (AUDIT, DENY, ALLOW):
         chosen = [policy for policy in listed if policy.spec.action == action]
         if not chosen:
             continue
@@ -75,32 +81,47 @@ def filters(policies: Iterable[Config], trust: Trust, *, tcp: bool) -> list[Any]
         shadow = envoy.RBAC(action=_ACTIONS[action])
         enforced = shadowed = False
         for policy in chosen:
-            if action == CUSTOM:
-                # No extension provider is configured: whoever asked for an external decision is refused, not let in.
-                rules.policies["default-deny-all-due-to-bad-CUSTOM-action"].CopyFrom(_everything())
-                enforced = True
-                continue
             dry = get(policy.meta.annotations, "istio.io/dry-run") == "true"
             enforced, shadowed = enforced or not dry, shadowed or dry
             for name, rule in _policies(policy, trust, tcp=tcp):
                 (shadow if dry else rules).policies[name].CopyFrom(rule)
         prefix = "istio_dry_run_deny_" if shadowed and action == DENY else "istio_dry_run_allow_"
-        made: Any
-        if tcp:
-            made = envoy.NetworkRBAC(stat_prefix="tcp.", shadow_rules_stat_prefix=prefix)
-        else:
-            made = envoy.HttpRBAC(shadow_rules_stat_prefix=prefix)
-        if enforced:
-            made.rules.CopyFrom(rules)
-        if shadowed:
-            made.shadow_rules.CopyFrom(shadow)
-        packed = envoy.pack_any(made)
-        out.append(
-            envoy.Filter(name=TCP_RBAC, typed_config=packed)
-            if tcp
-            else envoy.HttpFilter(name=HTTP_RBAC, typed_config=packed)
-        )
+        out.append(_rbac(rules if enforced else None, shadow if shadowed else None, prefix, tcp=tcp))
     return out
+
+
+def _custom(policies: list[Config], trust: Trust, providers: Mapping[str, Provider], *, tcp: bool) -> list[Any]:
+    """Ask the provider about what the policies match; refuse what it cannot be asked about."""
+    wanted = {policy.spec.provider.name for policy in policies}
+    provider = providers.get(min(wanted)) if len(wanted) == 1 else None
+    rules = envoy.RBAC(action=_ACTIONS[CUSTOM])
+    if provider is None:
+        # Nobody to ask, or several, whose verdicts could not be told apart: nothing is let in.
+        rules.policies["default-deny-all-due-to-bad-CUSTOM-action"].CopyFrom(_everything())
+        return [_rbac(rules, None, "istio_dry_run_allow_", tcp=tcp)]
+    for policy in policies:
+        for name, rule in _policies(policy, trust, tcp=tcp):
+            rules.policies[f"{external.policy_prefix(provider.name)}-{name}"].CopyFrom(rule)
+    if not tcp:
+        return [_rbac(None, rules, external.SHADOW_PREFIX, tcp=tcp), external.http_filter(provider, HTTP_RBAC)]
+    if provider.grpc:
+        return [_rbac(None, rules, external.SHADOW_PREFIX, tcp=tcp), external.tcp_filter(provider, TCP_RBAC)]
+    # An HTTP provider knows nothing of connections. Istio lets them pass; what nobody judged is refused here.
+    return [_rbac(rules, None, external.SHADOW_PREFIX, tcp=tcp)]
+
+
+def _rbac(rules: Any, shadow: Any, prefix: str, *, tcp: bool) -> Any:
+    """A filter with rules in force, rules in the shadow, or both."""
+    made: Any = envoy.NetworkRBAC(stat_prefix="tcp.") if tcp else envoy.HttpRBAC()
+    made.shadow_rules_stat_prefix = prefix
+    if rules is not None:
+        made.rules.CopyFrom(rules)
+    if shadow is not None:
+        made.shadow_rules.CopyFrom(shadow)
+    packed = envoy.pack_any(made)
+    if tcp:
+        return envoy.Filter(name=TCP_RBAC, typed_config=packed)
+    return envoy.HttpFilter(name=HTTP_RBAC, typed_config=packed)
 
 
 def _everything() -> Any:
@@ -111,14 +132,14 @@ def _policies(policy: Config, trust: Trust, *, tcp: bool) -> Iterable[tuple[str,
     key = policy.meta.key
     prefix = f"ns[{key.namespace}]-policy[{key.name}]"
     if not policy.spec.rules:
-        if policy.spec.action == ALLOW:  # allows nothing, and by being there denies everything else
+        if policy.spec.action in (ALLOW, CUSTOM):  # matches nothing; by being there, ALLOW denies everything else
             yield (
                 f"{prefix}-rule[0]",
                 envoy.Policy(permissions=[{"not_rule": {"any": True}}], principals=[{"not_id": {"any": True}}]),
             )
         return
     for index, rule in enumerate(policy.spec.rules):
-        made = _Rule(rule, key.namespace, trust, tcp=tcp, lenient=policy.spec.action == DENY).translate()
+        made = _Rule(rule, key.namespace, trust, tcp=tcp, lenient=policy.spec.action in (DENY, CUSTOM)).translate()
         if made is not None:
             yield f"{prefix}-rule[{index}]", made
 
