@@ -13,6 +13,7 @@ from controlplane.model.hosts import is_wildcard, matches
 from controlplane.model.labels import freeze
 from controlplane.model.mesh import Mesh, Service, fqdn, visible
 from controlplane.model.objects import Config, Key, KubeNamespace, Object
+from controlplane.model.providers import resolve
 from controlplane.model.registry import Registry, Remembered, collect
 from controlplane.model.verdict import Note
 
@@ -54,6 +55,8 @@ def build(
     combined = _gateway_api(objects, registry, domain)
     virtual = [*combined.rules, *(config for config in by_kind["VirtualService"] if config.spec.hosts)]
     delegates = {config.meta.key: config for config in by_kind["VirtualService"] if not config.spec.hosts}
+    settings = next((c for c in by_kind["ConfigMap"] if c.meta.key.namespace == root_namespace), None)
+    providers = resolve(settings, registry.services)
     mesh = Mesh(
         services=tuple(registry.services),
         endpoints=registry.endpoints,
@@ -67,6 +70,7 @@ def build(
         sidecars=tuple(by_kind["Sidecar"]),
         peer_authentications=tuple(by_kind["PeerAuthentication"]),
         authorization_policies=tuple(by_kind["AuthorizationPolicy"]),
+        providers=providers.usable,
         trust_domain=trust_domain,
         domain=domain,
         root_namespace=root_namespace,
@@ -77,6 +81,15 @@ def build(
         notes[key].extend(remarks)
     for key, found in review.notes.items():
         notes[key].extend(found)
+    for config in by_kind["ConfigMap"]:
+        if config is settings:
+            notes[config.meta.key].extend(
+                Note(config.line("data.mesh"), "unusable-provider", f"{path}: {why}: policies that name it refuse all")
+                for path, why in providers.problems
+            )
+        else:
+            text = f"only the ConfigMap of namespace {root_namespace} is read: no effect"
+            notes[config.meta.key].append(Note(config.line("data.mesh"), "no-effect", text))
     return Built(
         mesh,
         {key: tuple(sorted(set(found))) for key, found in notes.items() if found},
@@ -119,6 +132,7 @@ class _Review:
         self._delegates()
         for rule in mesh.destination_rules:
             self._destination_rule(rule)
+        self._external_authorization()
 
     def _known(self, host: str) -> bool:
         return host in self._services or any(matches(name, host) for name in self._wildcards)
@@ -259,3 +273,29 @@ class _Review:
                         "empty-subset",
                         f"no endpoint of {host} has the labels of subset {subset.name!r}",
                     )
+
+    # ---------------------------------------------------------------------------------- external authorization
+    def _external_authorization(self) -> None:
+        """Policies that ask somebody who cannot be asked; then everything is refused, and that must be said."""
+        asking: dict[str, list[Config]] = defaultdict(list)
+        for policy in self._mesh.authorization_policies:
+            name = policy.spec.provider.name
+            if not name:
+                continue
+            asking[policy.meta.key.namespace].append(policy)
+            if name not in self._mesh.providers:
+                text = (
+                    f"the mesh configuration (ConfigMap istio of {self._mesh.root_namespace}) has no usable external "
+                    f"authorizer {name!r}: everything that reaches the policy's workloads is refused"
+                )
+                self._note(policy, "provider", "unknown-provider", text)
+        everywhere = asking.get(self._mesh.root_namespace, [])
+        for space, policies in asking.items():
+            together = policies if space == self._mesh.root_namespace else [*policies, *everywhere]
+            names = sorted({policy.spec.provider.name for policy in together})
+            if len(names) > 1:
+                for policy in policies:
+                    text = (
+                        f"one provider can be asked for a workload; those that {' and '.join(names)} are to be asked "
+                    )
+                    self._note(policy, "provider", "several-providers", f"{text}about refuse everything")

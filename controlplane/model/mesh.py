@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from controlplane.model.labels import Labels
 from controlplane.model.objects import Config, Key, SourceRef
@@ -176,6 +176,27 @@ class Target:
     target: int
 
 
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A service that judges requests and connections for policies of action CUSTOM.
+
+    ``spec`` is the message of its kind (an ``EnvoyExternalAuthorization{Http,Grpc}Provider``, never to be modified).
+    """
+
+    name: str
+    hostname: str
+    port: int
+    spec: Any
+
+    @property
+    def grpc(self) -> bool:
+        """Whether it speaks gRPC; only such a one can be asked about TCP connections."""
+        return bool(self.spec.DESCRIPTOR.name == "EnvoyExternalAuthorizationGrpcProvider")
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.hostname, self.port))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Mesh:
     """Everything that translation reads.  Build it with :func:`controlplane.model.build.build`.
@@ -197,6 +218,7 @@ class Mesh:
     sidecars: tuple[Config, ...] = ()
     peer_authentications: tuple[Config, ...] = ()
     authorization_policies: tuple[Config, ...] = ()
+    providers: Mapping[str, Provider] = field(default_factory=dict)
     trust_domain: str = "cluster.local"
     domain: str = "cluster.local"
     root_namespace: str = "istio-system"
