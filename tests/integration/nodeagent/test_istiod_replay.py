@@ -6,28 +6,30 @@ resource is accepted; what is not for the kernel is a rejection with a reason, a
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+import yaml
 
 from nodeagent.bpf.abc import Map
 from nodeagent.bpf.fake import FakeKernel
-from nodeagent.cache.store import Decoder, Resources
+from nodeagent.cache.store import Decoder, Resources, ViewCache
 from nodeagent.intent.compile import Compiler
 from nodeagent.intent.dump import lines
-from nodeagent.intent.model import Intent
+from nodeagent.intent.model import NOT_ENFORCED, Intent
 from nodeagent.plan import Observed, apply, drift, plan
 from nodeagent.reconcile import Reconciler
 from nodeagent.xds.client import METHOD, Backoff, ViewStream, open_channel
 from nodeagent.xds.live import LiveView
 from nodeagent.xds.session import CDS, EDS, LDS, RDS, Update
 from nodeagent.xds.views import View
-from tests.support import istiod
+from tests.support import istiod, tiers
 from tests.support.node_maps import node_maps
-from tests.support.resources import Load, from_istiod
+from tests.support.resources import Body, Load, from_istiod
 from underpass.api import envoy
 
 pytestmark = [pytest.mark.needs("shared"), pytest.mark.timeout(60)]
@@ -283,3 +285,41 @@ def test_one_stream_lives_through_all_of_them() -> None:
             await server.stop()
 
     asyncio.run(run())
+
+
+def _authz() -> list[str]:
+    directory = tiers.shared() / "istio" / "authz"
+    return sorted(str(path.relative_to(directory)) for path in directory.glob("*/*-out*.yaml"))
+
+
+@pytest.mark.parametrize("name", _authz())
+def test_policies_as_istiod_translates_them_are_named(name: str) -> None:
+    """A filter of Istio's own pairs before the workload: nothing breaks, and what it demands is said by name."""
+    data = yaml.safe_load((tiers.shared() / "istio" / "authz" / name).read_text(encoding="utf-8"))
+    served = istiod.golden("bookinfo", "server")
+    listener = envoy.Listener()
+    listener.CopyFrom(served.resources[LDS]["virtualInbound"])
+    chain = next(item for item in listener.filter_chains if item.name == "0.0.0.0_9080")
+    tcp = name.startswith("tcp/")
+    guard = envoy.from_dict("Filter" if tcp else "HttpFilter", data)
+    if tcp:
+        chain.filters.insert(0, guard)
+    else:
+        manager = envoy.HttpConnectionManager.FromString(chain.filters[0].typed_config.value)
+        manager.http_filters.insert(0, guard)
+        chain.filters[0].typed_config.CopyFrom(envoy.pack_any(manager))
+    resources = {**served.resources, LDS: {**served.resources[LDS], "virtualInbound": listener}}
+    cache = ViewCache(Decoder())
+    for url in (CDS, EDS, LDS, RDS):
+        bodies = tuple(Body(key, item.SerializeToString()) for key, item in resources[url].items())
+        assert cache.apply(url, bodies, ()) == (True, {})
+    intent = Compiler().compile({"view": cache.resources()}, [(Load("default/a", ("10.244.0.12",)), "view")])
+    told = [f"{item.reason}: {item.effect}" for item in intent.rejections if item.kind == NOT_ENFORCED]
+    config = data["typedConfig"]
+    asked = {rule.partition("-rule[")[0] for rule in config.get("rules", {}).get("policies", {})}
+    wanted = {re.sub(r"ns\[(.*)\]-policy\[(.*)\]", r"\1/\2", rule) for rule in asked}
+    if "ext_authz" in data["name"]:
+        wanted = {data["name"]}
+    assert len(told) == len(wanted), "a filter that only tries policies out demands nothing"
+    for policy in wanted:
+        assert any(policy in line and "NOT ENFORCED" in line for line in told), (policy, told)
