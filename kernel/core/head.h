@@ -5,7 +5,8 @@
  * Canonical (RFC 9112, narrowed to what every server and Envoy 1.40 read alike): one of eight methods, an origin-form target
  * that is its own normal form, HTTP/1.1, CRLF line ends, token names, one space or none behind the colon, printable ASCII
  * values without outer white space, exactly one Host, at most one Content-Length of digits, no Transfer-Encoding, no Upgrade,
- * and a Connection header that says nothing but keep-alive or close. Whatever else comes is left to the home peer.
+ * a Connection header that says nothing but keep-alive or close, and no header that is a proxy's to obey or to write. Whatever
+ * else comes is left to the home peer.
  */
 #ifndef UNDERPASS_CORE_HEAD_H
 #define UNDERPASS_CORE_HEAD_H
@@ -211,7 +212,18 @@ UP_INLINE void up_scan_known(struct up_scratch *s, __u32 value_len)
 	struct up_scan *c = &s->scan;
 	const __u8 *n = s->buf + UP_BUF(c->name), *v = s->buf + UP_BUF(c->value);
 
+	/* x-envoy-*: orders to a proxy (retries, timeouts) and what a proxy says of itself. Envoy obeys, takes out or writes over;
+	 * passed on, an order would be ignored in silence, and a server would believe what a client made up. */
+	if (c->name_len > 8 && up_lower64(n) == UP_8('x', '-', 'e', 'n', 'v', 'o', 'y', '-')) {
+		c->reason = UP_R_PROXY_HEADER;
+		return;
+	}
 	switch (c->name_len) {
+	case 2:
+		if (up_lower16(n) == ('t' | 'e' << 8) &&
+		    !(value_len == 8 && up_lower64(v) == UP_8('t', 'r', 'a', 'i', 'l', 'e', 'r', 's')))
+			c->reason = UP_R_PROXY_HEADER;
+		break;
 	case 4:
 		if (up_lower32(n) == UP_4('h', 'o', 's', 't')) {
 			if (s->head.flags & UP_HEAD_HOST)
@@ -256,6 +268,12 @@ UP_INLINE void up_scan_known(struct up_scratch *s, __u32 value_len)
 		if (up_lower64(n) == UP_8('t', 'r', 'a', 'n', 's', 'f', 'e', 'r') &&
 		    up_lower64(n + 8) == UP_8('-', 'e', 'n', 'c', 'o', 'd', 'i', 'n') && (n[16] | 0x20) == 'g')
 			c->reason = UP_R_CHUNKED_REQUEST;
+		break;
+	case 23: /* a client's certificate, which only a proxy can vouch for */
+		if (up_lower64(n) == UP_8('x', '-', 'f', 'o', 'r', 'w', 'a', 'r') &&
+		    up_lower64(n + 8) == UP_8('d', 'e', 'd', '-', 'c', 'l', 'i', 'e') &&
+		    up_lower64(n + 15) == UP_8('e', 'n', 't', '-', 'c', 'e', 'r', 't'))
+			c->reason = UP_R_PROXY_HEADER;
 		break;
 	}
 }

@@ -45,6 +45,7 @@ static const char *const up_reason_names[UP_R_LAST] = {
 	[UP_R_ROUTE_HASH] = "route-hash",
 	[UP_R_ROUTE_OTHER] = "route-other",
 	[UP_R_CAPACITY] = "over-capacity",
+	[UP_R_PROXY_HEADER] = "proxy-header",
 	[UP_R_NO_UPSTREAM] = "no-upstream",
 	[UP_R_HAIRPIN] = "hairpin",
 	[UP_R_FAMILY] = "address-family",

@@ -463,6 +463,8 @@ enum up_reason {
 	UP_R_ROUTE_HASH = 36,
 	UP_R_ROUTE_OTHER = 37,
 	UP_R_CAPACITY = 38, /* the virtual host or route is over a budget */
+	/* the head again: a header by which a client speaks to a proxy, or one that only a proxy may write */
+	UP_R_PROXY_HEADER = 39,
 	/* no wire */
 	UP_R_NO_UPSTREAM = 40, /* the stock is empty; home opens more */
 	UP_R_HAIRPIN = 41,     /* the endpoint is the client itself */

@@ -212,6 +212,7 @@ class Reason(IntEnum):
     ROUTE_HASH = 36
     ROUTE_OTHER = 37
     CAPACITY = 38
+    PROXY_HEADER = 39
     NO_UPSTREAM = 40
     HAIRPIN = 41
     FAMILY = 42
@@ -295,6 +296,7 @@ REASON_LABELS: Final[dict[int, str]] = {
     Reason.ROUTE_HASH: "route-hash",
     Reason.ROUTE_OTHER: "route-other",
     Reason.CAPACITY: "over-capacity",
+    Reason.PROXY_HEADER: "proxy-header",
     Reason.NO_UPSTREAM: "no-upstream",
     Reason.HAIRPIN: "hairpin",
     Reason.FAMILY: "address-family",

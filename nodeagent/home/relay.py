@@ -186,6 +186,7 @@ _STATUS: dict[int, int] = {
     Reason.CHUNKED_REQUEST: 501,
     Reason.UPGRADE: 501,
     Reason.DUPLICATE: 501,
+    Reason.PROXY_HEADER: 501,
     Reason.NO_VHOST: 404,
     Reason.NO_ROUTE: 404,
 }

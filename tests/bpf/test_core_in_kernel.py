@@ -117,6 +117,7 @@ def test_heads_and_routes(kernel: CoreInKernel, native: NativeCore) -> None:
         Reason.OK, Reason.SPLIT_HEAD, Reason.HEAD_TOO_LONG, Reason.TOO_MANY_LINES, Reason.BAD_METHOD, Reason.BAD_PATH,
         Reason.PATH_NORMAL, Reason.BAD_VERSION, Reason.BAD_LINE, Reason.BAD_NAME, Reason.BAD_VALUE, Reason.BAD_HOST,
         Reason.NO_HOST, Reason.BAD_LENGTH, Reason.CHUNKED_REQUEST, Reason.UPGRADE, Reason.DUPLICATE,
+        Reason.PROXY_HEADER,
     } == reasons  # fmt: skip
     assert routes >= {*range(len(PROGRAM)), -Reason.NO_ROUTE, -Reason.DUPLICATE}
 

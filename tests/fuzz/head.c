@@ -96,6 +96,9 @@ static int read_head(const char *b, size_t n, struct reading *r)
 			}
 		} else if (NAMED("transfer-encoding") || NAMED("upgrade") || NAMED("http2-settings")) {
 			return 0;
+		} else if ((colon - at > 8 && !strncasecmp(b + at, "x-envoy-", 8)) ||
+			   NAMED("x-forwarded-client-cert") || (NAMED("te") && !VALUED("trailers"))) {
+			return 0;
 		} else if (NAMED("connection")) {
 			if (VALUED("close"))
 				r->closes++;

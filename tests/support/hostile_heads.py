@@ -87,7 +87,7 @@ ENVOY_58: Final[dict[str, Case]] = {
     ),
     "ws upgrade": (get(b"/", b"Connection: Upgrade", b"Upgrade: websocket"), _R.UPGRADE),
     "CONNECT": (b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", _R.UPGRADE),
-    "x-envoy-* spoof": (get(b"/", b"x-envoy-original-path: /admin"), _OK),
+    "x-envoy-* spoof": (get(b"/", b"x-envoy-original-path: /admin"), _R.PROXY_HEADER),
     "Connection: X-Auth strip": (get(b"/", b"Connection: X-Auth", b"X-Auth: a"), _R.UPGRADE),
     "Expect 100 + CL": (post(b"Expect: 100-continue", b"Content-Length: 1"), _OK),
     "GET with CL body": (get(b"/", b"Content-Length: 1") + b"x", _OK),
@@ -230,6 +230,27 @@ CLASSES: Final[dict[int, dict[str, Case]]] = {
         "CL of 2^64": (post(b"Content-Length: 18446744073709551616"), _R.BAD_LENGTH),
         "CL of 15 digits": (post(b"Content-Length: 999999999999999"), _OK),
         "CL with leading zeros": (post(b"Content-Length: 0001", body=b"x"), _OK),
+    },
+    # what Envoy 1.40 obeys, takes out or writes over, as `underpass test equivalence` found
+    10: {
+        **{
+            f"proxy's {line!r}": (get(b"/", line), _R.PROXY_HEADER)
+            for line in (
+                b"x-envoy-retry-on: 5xx",
+                b"X-Envoy-Max-Retries: 9",
+                b"x-envoy-upstream-rq-timeout-ms: 1000",
+                b"x-envoy-attempt-count: 7",
+                b"x-envoy-internal: true",
+                b"X-ENVOY-X: y",
+                b"x-forwarded-client-cert: By=a;URI=b",
+                b"X-Forwarded-Client-Cert:",
+                b"TE: gzip",
+                b"te: trailers, deflate",
+                b"te:",
+            )
+        },
+        "TE trailers": (get(b"/", b"TE: trailers"), _OK),
+        "a name that only begins alike": (get(b"/", b"x-envoy: a", b"x-envo: a", b"x-forwarded-client-certs: a"), _OK),
     },
 }
 

@@ -18,6 +18,8 @@ _END: Final = b"\r\n\r\n"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _MARKED: Final = re.compile(rb"\r\n" + MARK + rb": *(\d+) ([A-Za-z0-9+/=]*)\r", re.IGNORECASE)
+#: A local answer to a gRPC client: always 200, and what it means in a header.
+_GRPC: Final = re.compile(rb"\r\ngrpc-status: *(\d+)\r", re.IGNORECASE)
 #: A connection whose server said that it closes.
 _CLOSE: Final = re.compile(rb"\r\nconnection: *close\r", re.IGNORECASE)
 
@@ -82,13 +84,17 @@ class _Server(asyncio.Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. status 0: nothing, `why` says what happened instead. cluster -1: no server had the request."""
+    """What came back. status 0: nothing, `why` says what happened instead. cluster -1: no server had the request.
+
+    grpc: the `grpc-status` of an answer, -1 for none.
+    """
 
     status: int = 0
     cluster: int = -1
     head: bytes = b""
     why: str = ""
     closing: bool = False
+    grpc: int = -1
 
 
 class Client(asyncio.Protocol):
@@ -123,7 +129,8 @@ class Client(asyncio.Protocol):
             mark = _MARKED.search(head)
             closing = bool(_CLOSE.search(head)) or status == 101
             if mark is None:
-                self._settle(Answer(status, closing=closing))
+                grpc = _GRPC.search(head)
+                self._settle(Answer(status, closing=closing, grpc=int(grpc[1]) if grpc else -1))
             else:
                 self._settle(Answer(status, int(mark[1]), base64.b64decode(mark[2]), closing=closing))
 

@@ -27,12 +27,14 @@ from underpass.equivalence.outcome import Kind, Outcome, Request, Sort
 from underpass.equivalence.subjects import Subject, destinations
 
 #: Connections that ask at the same time.
-_CLIENTS: Final = 16
+_CLIENTS: Final = 24
 _TIMEOUT: Final = 5.0
-#: What is no whole request never gets an answer: this long is waited for one all the same.
-_TIMEOUT_HOSTILE: Final = 1.0
+#: What is no whole request never gets an answer; where the core punts, nothing depends on it.
+_TIMEOUT_PUNTED: Final = 0.3
 #: Requests of one table that are asked one after another; others of it go over other connections meanwhile.
 _RUN: Final = 64
+#: grpc-status -> the HTTP status that gRPC clients take for it (gRPC's http-grpc-status-mapping).
+_GRPC_STATUS: Final = {12: 404, 14: 503}
 #: Envoy's own limit of file descriptors matters with many tables; more clusters than this are not put to it.
 MAX_CLUSTERS: Final = 2000
 
@@ -169,8 +171,8 @@ class Oracle:
         self._servers.close()
         self._directory.cleanup()
 
-    async def ask(self, questions: Sequence[tuple[int, Sequence[Request]]]) -> list[list[Outcome]]:
-        """Outcomes of requests by index of the table, in the order given."""
+    async def ask(self, questions: Sequence[tuple[int, Sequence[tuple[Request, bool]]]]) -> list[list[Outcome]]:
+        """Outcomes of requests by index of the table, in the order given. True beside a request: it was decided."""
         results: list[list[Outcome]] = [[Outcome(Kind.NOTHING)] * len(requests) for _, requests in questions]
         # A table's requests are dealt to several connections: long runs do not wait for one another.
         work: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue()
@@ -190,13 +192,15 @@ class Oracle:
             raise EnvoyError("Envoy", f"ended with status {self._process.returncode} while it was asked")
         return results
 
-    async def _run(self, table: int, requests: Sequence[Request], start: int, end: int, out: list[Outcome]) -> None:
+    async def _run(
+        self, table: int, requests: Sequence[tuple[Request, bool]], start: int, end: int, out: list[Outcome]
+    ) -> None:
         port = self._ports[f"table-{table}"]
         client: Client | None = None
         for index in range(start, end):
-            request = requests[index]
+            request, decided = requests[index]
             alone = request.sort is Sort.HOSTILE
-            patience = _TIMEOUT_HOSTILE if alone else _TIMEOUT
+            patience = _TIMEOUT if decided else _TIMEOUT_PUNTED
             if client is None or not client.clean or alone:
                 if client is not None:
                     client.close()
@@ -221,7 +225,9 @@ class Oracle:
         if answer.cluster >= 0:
             return Outcome(Kind.FORWARD, self.names[answer.cluster], answer.status, head=answer.head)
         if answer.status:
-            return Outcome(Kind.REPLY, status=answer.status)
+            # An answer of Envoy's own to a gRPC client is told as the HTTP status that gRPC reads the same way.
+            status = _GRPC_STATUS.get(answer.grpc, answer.status)
+            return Outcome(Kind.REPLY, status=status, reason=f"grpc-status {answer.grpc}" if answer.grpc >= 0 else "")
         return Outcome(Kind.NOTHING, reason=answer.why)
 
 

@@ -8,9 +8,11 @@ from typing import Any, Final
 
 _STYLE: Final = """
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem }
-body { color: #1d2733 } table { border-collapse: collapse; margin: .5rem 0 1.5rem } th { text-align: left; border-bottom: 2px solid #ccd }
+body { color: #1d2733 } table { border-collapse: collapse; margin: .5rem 0 1.5rem }
+th { text-align: left; border-bottom: 2px solid #ccd }
 td, th { padding: .2rem .8rem .2rem 0; vertical-align: top } td { border-bottom: 1px solid #eef }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } code, pre { font: 12px/1.4 ui-monospace, monospace }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+code, pre { font: 12px/1.4 ui-monospace, monospace }
 pre { background: #f5f7fa; padding: .5rem; margin: 0; white-space: pre-wrap; word-break: break-all }
 .good { color: #0a6e31 } .bad { color: #b3261e; font-weight: 600 } .some { color: #8a5a00 }
 """

@@ -140,7 +140,10 @@ def _ask(
         async with Oracle([subject for subject, _, _, _ in decided]) as oracle:
             results.executors["envoy"] = oracle.version
             return await oracle.ask(
-                [(index, [decided[index][1][at] for at in places]) for index, places in enumerate(chosen)]
+                [
+                    (index, [(decided[index][1][at], decided[index][2][at].kind is not Kind.PUNT) for at in places])
+                    for index, places in enumerate(chosen)
+                ]
             )
 
     answers = asyncio.run(talk())

@@ -101,6 +101,9 @@ def of_views(views: Iterable[tuple[str, Messages]]) -> Subjects:
     """Tables of views, each once however many views have it."""
     out, decoder, seen = Subjects(), Decoder(), set[bytes]()
     for view, messages in views:
+        if view.rpartition(" ")[2].startswith("router~"):
+            out.refused.append((view, "a gateway: only its own Envoy has these routes, no agent asks for them"))
+            continue
         out.views += 1
         values: dict[str, dict[str, Value]] = {}
         for url, named in messages.items():
