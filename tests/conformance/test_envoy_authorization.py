@@ -151,7 +151,6 @@ def test_policies_are_enforced_and_the_authorizer_is_asked(tmp_path: Path) -> No
 
         wait_for("the gateway routes", lambda: answers() == 200)
 
-        asking = "action: CUSTOM, provider: {name: judge}"
         custom = _policy(
             "ask", "action: CUSTOM, provider: {name: judge}, rules: [{to: [{operation: {paths: [/in*]}}]}]"
         )
