@@ -11,12 +11,15 @@ import gc
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata as distribution
+from pathlib import Path
 
 import grpc
 import structlog
@@ -28,9 +31,12 @@ from controlplane.admin.http import HttpServer
 from controlplane.admin.metrics import ConfigMetrics
 from controlplane.admin.services import Services
 from controlplane.errors import AddressInUse, ControlPlaneError, UsageProblem
+from controlplane.identity.caller import Rights
+from controlplane.identity.front import TlsFiles, TlsFront, Watched, context
+from controlplane.identity.gate import Gate, Tokens
 from controlplane.model.build import build
 from controlplane.model.verdict import Verdict
-from controlplane.settings import Address, Settings, parse
+from controlplane.settings import Address, Settings, Tls, parse
 from controlplane.sources.files import Directory, DirectoryError, Snapshot, Stamp
 from controlplane.sources.ingest import Ingested, State, ingest
 from controlplane.translate import Prepared, prepare
@@ -60,6 +66,29 @@ class Bound:
 
     xds: int
     http: int
+    #: 0 without TLS.
+    tls: int = 0
+
+
+@dataclass(slots=True)
+class TlsListener:
+    """The port with TLS, and the socket behind it at which gRPC listens."""
+
+    front: TlsFront
+    inner: Path
+
+
+def _verifier(path: Path, tls: Tls, trust_domain: str) -> Watched:
+    """Tokens' verifier, newly made when its file changes. Raises :class:`UsageProblem`."""
+    from controlplane.identity.tokens import Verifier, read_keys  # cryptography costs 16 MiB: only who needs it pays
+
+    def make() -> Verifier:
+        return Verifier(read_keys(path.read_bytes()), trust_domain, tls.jwt_audiences, tls.jwt_issuers)
+
+    try:
+        return Watched((path,), make)
+    except (OSError, ValueError) as error:
+        raise UsageProblem(f"--jwt-keys {path}: {error}") from error
 
 
 class ControlPlane:
@@ -82,6 +111,9 @@ class ControlPlane:
         self._stopping = asyncio.Event()
         #: One change at a time: an edit and a rollback may come together.
         self._changing = asyncio.Lock()
+        self._tokens: Watched | None = None
+        self.gate = Gate(Rights(settings.operators, settings.node_proxies), self._verify_tokens)
+        self._tls: TlsListener | None = None
         self.views = Views(build({}, **self._mesh_settings).mesh)
         self.debug = Debug(self.views, name=settings.name, version=version(), registry=self.registry)
         self.server = XdsServer(
@@ -89,6 +121,8 @@ class ControlPlane:
             XdsMetrics(self.registry),
             identifier=self.debug.identifier,
             max_streams=settings.max_streams,
+            streams_per_caller=settings.streams_per_client,
+            admit=self.gate.admit,
             diff=self.views.builder.diff,
             is_query=self.debug.is_query,
             answer=self.debug.answer,
@@ -97,7 +131,8 @@ class ControlPlane:
         )
         self.debug.connections = self.server.connections
         self.debug.rollback = self._rollback
-        self._services = Services(self.debug.clients, lambda: self.debug.ready)
+        self.debug.admit = self.gate.admit_bearer
+        self._services = Services(self.debug.clients, lambda: self.debug.ready, self.gate.admit)
         self._grpc = grpc.aio.server(options=CHANNEL_OPTIONS)
         self._http = HttpServer(self.debug.handle)
 
@@ -113,6 +148,8 @@ class ControlPlane:
         xds = self._listen(self.settings.listen)
         for address in self.settings.also_listen:
             self._listen(address)
+        if self.settings.tls is not None:
+            self._tls = self._prepare_tls(self.settings.tls)
         await self._grpc.start()
         http = self.settings.http
         try:
@@ -120,16 +157,18 @@ class ControlPlane:
         except OSError as error:
             await self._grpc.stop(None)
             raise AddressInUse(f"--http {http}: {error.strerror or error}; choose another address") from error
+        tls_port = await self._start_tls()
         self.debug.ready = True
         gc.collect()
         gc.freeze()  # the modules and the first mesh live as long as the process: do not walk them again
-        bound = Bound(xds, http_port)
+        bound = Bound(xds, http_port, tls_port)
         if self.settings.addresses_file is not None:
             _write_addresses(self.settings.addresses_file, self.settings, bound)
         _log.info(
             "serving",
             xds=f"{self.settings.listen.host}:{xds}",
             http=f"{http.host}:{http_port}",
+            tls=f"{self.settings.tls.listen.host}:{tls_port}" if self.settings.tls else "off",
             config=str(self.settings.config),
             objects=len(self.debug.verdicts),
         )
@@ -144,6 +183,42 @@ class ControlPlane:
             ) from error
         return int(port)
 
+    def _prepare_tls(self, tls: Tls) -> TlsListener:
+        """Read the files and let gRPC listen behind the port. Raises :class:`UsageProblem`."""
+        files = TlsFiles(tls.certificate, tls.key, tls.client_ca)
+        try:
+            context(files)
+        except (OSError, ValueError) as error:
+            raise UsageProblem(f"--tls-certificate, --tls-key, --tls-client-ca: {error}") from error
+        keys = tls.jwt_keys
+        if keys is not None:
+            self._tokens = _verifier(keys, tls, self.settings.trust_domain)
+        inner = Path(tempfile.mkdtemp(prefix="underpass-")) / "xds"  # a directory that only this user may enter
+        self._grpc.add_insecure_port(f"unix:{inner}")
+        return TlsListener(TlsFront(self.gate, files, self.settings.trust_domain, str(inner)), inner)
+
+    def _verify_tokens(self) -> Tokens | None:
+        found: Tokens | None = None if self._tokens is None else self._tokens.get()
+        return found
+
+    async def _start_tls(self) -> int:
+        tls = self.settings.tls
+        if tls is None or self._tls is None:
+            return 0
+        try:
+            return await self._tls.front.start(tls.listen.host, tls.listen.port)
+        except OSError as error:
+            await self._stop_listening()
+            raise AddressInUse(f"--tls-listen {tls.listen}: {error.strerror or error}; choose another") from error
+
+    async def _stop_listening(self) -> None:
+        await self._http.close()
+        if self._tls is not None:
+            await self._tls.front.close()
+        await self._grpc.stop(_STOP_GRACE)
+        if self._tls is not None:
+            shutil.rmtree(self._tls.inner.parent, ignore_errors=True)
+
     async def run(self) -> None:
         """Follow the configuration until :meth:`stop`."""
         follow = asyncio.ensure_future(self._follow())
@@ -157,8 +232,7 @@ class ControlPlane:
             stop.cancel()
             self.debug.ready = False
             await self.server.close()
-            await self._http.close()
-            await self._grpc.stop(_STOP_GRACE)
+            await self._stop_listening()
             _log.info("stopped")
 
     def stop(self) -> None:
@@ -256,6 +330,8 @@ def _write_addresses(path: os.PathLike[str], settings: Settings, bound: Bound) -
         "http": str(Address(settings.http.host, bound.http)),
         "pid": os.getpid(),
     }
+    if settings.tls is not None:
+        content["tls"] = str(Address(settings.tls.listen.host, bound.tls))
     temporary = f"{os.fspath(path)}.tmp"
     with open(temporary, "w", encoding="utf-8") as stream:
         json.dump(content, stream)

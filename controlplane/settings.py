@@ -37,6 +37,19 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """The port with TLS: its files, and how callers prove who they are."""
+
+    listen: Address
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+    jwt_keys: Path | None = None
+    jwt_issuers: tuple[str, ...] = ()
+    jwt_audiences: tuple[str, ...] = ("istio-ca",)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All that a process depends on besides its configuration directory."""
 
@@ -53,6 +66,12 @@ class Settings:
     addresses_file: Path | None = None
     also_listen: tuple[Address, ...] = ()
     """Further addresses for xDS, as for nodes that do not share this machine's loopback."""
+    tls: Tls | None = None
+    operators: tuple[str, ...] = ("istio-system/*",)
+    """Who may use debug types and claim any identity: patterns ``NAMESPACE/ACCOUNT``."""
+    node_proxies: tuple[str, ...] = ("istio-system/ztunnel", "istio-system/underpass-agent")
+    """Who speaks for the workloads of a node."""
+    streams_per_client: int = 2_000
 
 
 def parse(argv: Sequence[str] | None = None) -> Settings:
@@ -86,9 +105,11 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
         metavar="FILE",
         help="write the bound addresses as JSON there once serving (for port 0)",
     )
+    _add_identity(parser)
     given = parser.parse_args(argv)
-    if given.max_streams < 1:
-        raise UsageProblem(f"--max-streams {given.max_streams}: at least 1")
+    for flag in ("max_streams", "max_streams_per_client"):
+        if getattr(given, flag) < 1:
+            raise UsageProblem(f"--{flag.replace('_', '-')} {getattr(given, flag)}: at least 1")
     first, *others = [Address.parse(text, "--listen") for text in given.listen or ["127.0.0.1:15010"]]
     return Settings(
         config=Path(given.config),
@@ -103,4 +124,74 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
         root_namespace=given.root_namespace,
         name=given.name,
         addresses_file=given.addresses_file,
+        tls=_tls(given),
+        operators=_accounts(given.operator, "--operator") or (f"{given.root_namespace}/*",),
+        node_proxies=_accounts(given.node_proxy, "--node-proxy")
+        or (f"{given.root_namespace}/ztunnel", f"{given.root_namespace}/underpass-agent"),
+        streams_per_client=given.max_streams_per_client,
     )
+
+
+def _add_identity(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "who may ask", "a second port with TLS, for clients that prove who they are by a certificate or a token"
+    )
+    group.add_argument(
+        "--tls-listen", metavar="HOST:PORT", help="xDS with TLS (0.0.0.0:15012, once there is a certificate)"
+    )
+    group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM: the server's certificate chain")
+    group.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM: its key")
+    group.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="PEM: authorities of client certificates")
+    group.add_argument(
+        "--jwt-keys", type=Path, metavar="FILE", help="JWK set or PEM: public keys of service account tokens"
+    )
+    group.add_argument("--jwt-issuer", action="append", metavar="ISS", help="issuer of tokens; may be repeated (any)")
+    group.add_argument(
+        "--jwt-audience", action="append", metavar="AUD", help="audience of tokens; may be repeated (istio-ca)"
+    )
+    group.add_argument(
+        "--operator",
+        action="append",
+        metavar="NS/ACCOUNT",
+        help="may use debug types and claim to be anybody; * is any; may be repeated (everybody in the root namespace)",
+    )
+    group.add_argument(
+        "--node-proxy",
+        action="append",
+        metavar="NS/ACCOUNT",
+        help="speaks for its node's workloads; may be repeated (ztunnel and underpass-agent in the root namespace)",
+    )
+    group.add_argument(
+        "--max-streams-per-client",
+        type=int,
+        default=2_000,
+        metavar="N",
+        help="streams of one identity, or of one address beyond this machine (%(default)s)",
+    )
+
+
+def _tls(given: argparse.Namespace) -> Tls | None:
+    wanted = [name for name in ("tls_listen", "tls_client_ca", "jwt_keys") if getattr(given, name) is not None]
+    if given.tls_certificate is None or given.tls_key is None:
+        if wanted or given.tls_certificate is not None or given.tls_key is not None:
+            raise UsageProblem("a port with TLS needs both --tls-certificate and --tls-key")
+        return None
+    if given.tls_client_ca is None and given.jwt_keys is None:
+        raise UsageProblem("nobody could ask on the port with TLS: give --tls-client-ca, --jwt-keys, or both")
+    return Tls(
+        listen=Address.parse(given.tls_listen or "0.0.0.0:15012", "--tls-listen"),
+        certificate=given.tls_certificate,
+        key=given.tls_key,
+        client_ca=given.tls_client_ca,
+        jwt_keys=given.jwt_keys,
+        jwt_issuers=tuple(given.jwt_issuer or ()),
+        jwt_audiences=tuple(given.jwt_audience or ("istio-ca",)),
+    )
+
+
+def _accounts(patterns: Sequence[str] | None, flag: str) -> tuple[str, ...]:
+    for pattern in patterns or ():
+        namespace, slash, account = pattern.partition("/")
+        if not (namespace and slash and account) or "/" in account:
+            raise UsageProblem(f"{flag} {pattern}: expected NAMESPACE/ACCOUNT, where * stands for any")
+    return tuple(patterns or ())

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import structlog
 
+from controlplane.identity.caller import Caller
 from controlplane.model.mesh import Mesh
 from controlplane.model.node import Node, NodeError, parse_node
 from controlplane.snapshot import Builder, Resource, Snapshot, check
@@ -135,8 +136,11 @@ class Views:
         """The groups of connected clients."""
         return list(self._groups.values())
 
-    def attach(self, node: Any, notify: Notify) -> _Attachment:
-        """Admit a client. Raises :class:`NodeRefusedError` with the reason."""
+    def attach(self, node: Any, notify: Notify, caller: Caller) -> _Attachment:
+        """Admit a client, if *caller* may be the node that it claims to be.
+
+        Raises :class:`NodeRefusedError` with the reason.
+        """
         place = node.locality
         try:
             parsed = parse_node(
@@ -147,6 +151,9 @@ class Views:
             )
         except NodeError as error:
             raise NodeRefusedError(str(error)) from error
+        refusal = caller.refusal(parsed.type, parsed.namespace, parsed.service_account, parsed.node_name)
+        if refusal:
+            raise NodeRefusedError(refusal, "PERMISSION_DENIED")
         group = self._groups.get(parsed.view)
         if group is None:
             group = Group(parsed)

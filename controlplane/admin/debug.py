@@ -20,6 +20,8 @@ from controlplane.admin import dump
 from controlplane.admin.history import History, Revision, difference, summary
 from controlplane.admin.http import Reply, Request, as_json, text
 from controlplane.admin.status import Refusal, attribute, lineage, report
+from controlplane.identity.caller import Caller, plaintext
+from controlplane.identity.gate import Refused
 from controlplane.model.verdict import Verdict
 from controlplane.snapshot.urls import short
 from controlplane.views import Views
@@ -29,6 +31,8 @@ from underpass.api import envoy
 
 _DEBUG: Final = "istio.io/debug"
 _API: Final = tuple(f"/api/v1/config/{name}" for name in ("status", "history", "diff", "lineage", "rollback"))
+#: Pages that tell what others have, or change it. The status of objects, metrics and health are for all.
+_OPERATORS: Final = ("/debug", *_API[1:])
 _CLIENT_CONFIG: Final = envoy.type_url("ClientConfig")
 #: Refusals that are remembered, newest of each client and type.
 _MAX_REFUSALS: Final = 10_000
@@ -49,6 +53,8 @@ class Debug:
         #: Puts an earlier revision in force; set by the application.
         self.rollback: Callable[[Revision], Awaitable[None]] | None = None
         self.rolled_back_to = ""
+        #: Who a request is, from its address and headers; raises :class:`Refused`. Set by the application.
+        self.admit: Callable[[str, Mapping[str, str]], Caller] = lambda peer, _: plaintext(f"ipv4:{peer}:0")
         self._refusals: dict[tuple[str, str], Refusal] = {}
         self._pages: dict[str, tuple[str, Any]] = {
             "syncz": ("Synchronization status of all Envoys connected to this Pilot instance", self._syncz_page),
@@ -109,6 +115,8 @@ class Debug:
             return Reply(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
         if path == "/version":
             return as_json(json.loads(self.identifier)["Info"])
+        if path.startswith(_OPERATORS) and (refusal := self._refusal(request)) is not None:
+            return refusal
         if path == "/api/v1/config/status":
             return as_json(report(self.verdicts, self._refusals.values()))
         if path.startswith("/api/v1/config/"):
@@ -118,6 +126,15 @@ class Debug:
         if path.startswith("/debug"):
             return self._debug_page(path.removeprefix("/debug").strip("/"), request.query)
         return text(f"no page {path}; see / for those there are", 404)
+
+    def _refusal(self, request: Request) -> Reply | None:
+        """The answer to a request from beyond this machine that is no operator's."""
+        try:
+            if self.admit(request.peer, request.headers).operator:
+                return None
+        except Refused as error:
+            return text(f"{request.path} is for operators: {error}", 401)
+        return text(f"{request.path} is for operators", 403)
 
     def _config(self, name: str, request: Request) -> Reply | Awaitable[Reply]:
         query = request.query

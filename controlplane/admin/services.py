@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from controlplane.admin import dump
 from controlplane.admin.reflection import Method, Reflection
+from controlplane.identity.caller import plaintext
+from controlplane.identity.gate import Refused
 from controlplane.snapshot.resource import varint
-from controlplane.xds.server import Connection, method_names
+from controlplane.xds.server import Admit, Connection, method_names
 from underpass.api import envoy
 
 HEALTH: Final = "grpc.health.v1.Health"
@@ -59,9 +62,15 @@ def _served() -> dict[str, list[Method]]:
 class Services:
     """Health, reflection and CSDS over one control plane."""
 
-    def __init__(self, clients: Callable[[], Iterable[Connection]], ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        clients: Callable[[], Iterable[Connection]],
+        ready: Callable[[], bool],
+        admit: Admit = lambda peer, _: plaintext(peer),
+    ) -> None:
         self._clients = clients
         self._ready = ready
+        self._admit = admit
         self._reflection = Reflection(_served())
         self._names = {"", *self._reflection.services}
 
@@ -124,12 +133,29 @@ class Services:
                 reply.config.append(dump.resources(connection, contents=not request.exclude_resource_contents))
         return reply.SerializeToString()
 
-    async def _fetch(self, request: bytes, _: _Context) -> bytes:
-        return self._answer(request)
+    async def _check_operator(self, context: _Context) -> None:
+        """What other clients have is nobody's business but an operator's."""
+        try:
+            caller = self._admit(context.peer(), tuple(context.invocation_metadata() or ()))
+        except Refused as error:
+            await context.abort(getattr(grpc.StatusCode, error.status), str(error))
+        if not caller.operator:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{CSDS} is for operators: it tells of all clients")
 
-    async def _stream(self, requests: AsyncIterator[bytes], _: _Context) -> AsyncIterator[bytes]:
+    async def _fetch(self, request: bytes, context: _Context) -> bytes:
+        await self._check_operator(context)
+        return await self._parsed(request, context)
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
+        await self._check_operator(context)
         async for request in requests:
-            yield self._answer(request)
+            yield await self._parsed(request, context)
+
+    async def _parsed(self, request: bytes, context: _Context) -> bytes:
+        try:
+            return self._answer(request)
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ClientStatusRequest")
 
 
 def _wanted(connection: Connection, request: Any) -> bool:

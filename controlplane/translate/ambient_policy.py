@@ -78,7 +78,12 @@ def referred(mesh: Mesh, namespace: str, labels: Labels) -> list[str]:
 
 
 def _enforced(policy: Config) -> bool:
-    """Whether ztunnel is given the policy: one that only logs, or only would be, has no effect there."""
+    """Whether ztunnel is given the policy.
+
+    One that only logs, or only would, has no effect there; one with a target is for that gateway or waypoint alone.
+    """
+    if policy.spec.HasField("target_ref") or policy.spec.target_refs:
+        return False
     return policy.spec.action != AUDIT and get(policy.meta.annotations, "istio.io/dry-run") != "true"
 
 

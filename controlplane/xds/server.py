@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -18,6 +20,8 @@ from typing import Any, Final, Protocol
 import grpc
 import structlog
 
+from controlplane.identity.caller import Caller, plaintext
+from controlplane.identity.gate import Refused
 from controlplane.snapshot.state import diff as compare
 from controlplane.snapshot.urls import (
     CLUSTER,
@@ -87,7 +91,14 @@ CHANNEL_OPTIONS: Final[Sequence[tuple[str, int]]] = (
 
 
 class NodeRefusedError(Exception):
-    """A client may not be served: its node cannot be used. The message goes to the client."""
+    """A client may not be served: its node cannot be used, or is not its own. The message goes to the client.
+
+    ``status`` is the name of the gRPC status.
+    """
+
+    def __init__(self, reason: str, status: str = "INVALID_ARGUMENT") -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class Attachment(Protocol):
@@ -108,14 +119,16 @@ class Attachment(Protocol):
 class Publisher(Protocol):
     """Decides what each client is served."""
 
-    def attach(self, node: Any, notify: Callable[[View, float], None]) -> Attachment:
+    def attach(self, node: Any, notify: Callable[[View, float], None], caller: Caller) -> Attachment:
         """Admit a client by its ``Node`` message; ``notify`` is called with each later view and its birth time.
 
-        Raises :class:`NodeRefusedError`.
+        ``caller`` is who says so. Raises :class:`NodeRefusedError`.
         """
 
 
 Answer = Callable[["Connection", Query], Sequence[tuple[str, bytes]]]
+Admit = Callable[[str, Sequence[tuple[str, "str | bytes"]]], Caller]
+"""From gRPC's name of a peer and its metadata to who it is; raises :class:`Refused`."""
 
 
 def _no_answer(_: Connection, __: Query) -> Sequence[tuple[str, bytes]]:
@@ -136,7 +149,7 @@ class Connection:
     """One stream and its client, as the admin surface sees it too."""
 
     id: str
-    peer: str
+    caller: Caller
     delta: bool
     session: Session
     since: float
@@ -147,6 +160,11 @@ class Connection:
     #: Monotonic time of the oldest change that the client has not confirmed, None when there is none.
     unconfirmed_since: float | None = None
     release: asyncio.TimerHandle | None = None
+
+    @property
+    def peer(self) -> str:
+        """Where the client is, for people."""
+        return self.caller.peer
 
     @property
     def node(self) -> Any:
@@ -174,6 +192,8 @@ class XdsServer:
         identifier: str = "",
         limits: Limits = DEFAULT_LIMITS,
         max_streams: int = 100_000,
+        streams_per_caller: int = 100_000,
+        admit: Admit = lambda peer, _: plaintext(peer),
         diff: Diff = compare,
         is_query: Callable[[str], bool] = lambda _: False,
         answer: Answer = _no_answer,
@@ -186,6 +206,9 @@ class XdsServer:
         self._identifier = identifier
         self._limits = limits
         self._max_streams = max_streams
+        self._streams_per_caller = streams_per_caller
+        self._admit = admit
+        self._streams_of: Counter[str] = Counter()
         self._diff = diff
         self._is_query = is_query
         self._answer = answer
@@ -239,6 +262,7 @@ class XdsServer:
         if len(self.connections) >= self._max_streams:
             self._metrics.refused_streams.labels("streams").inc()
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._max_streams} streams are open already")
+        caller = await self._admitted(context)
         number = next(self._numbers)
         stream_id = f"{self._epoch}-{number}"
         session = kind(
@@ -250,20 +274,35 @@ class XdsServer:
             is_query=self._is_query,
         )
         connection = Connection(
-            id=stream_id, peer=context.peer(), delta=kind is DeltaSession, session=session, since=time.time()
+            id=stream_id, caller=caller, delta=kind is DeltaSession, session=session, since=time.time()
         )
         self.connections[stream_id] = connection
+        self._streams_of[caller.key] += 1
         self._metrics.connections.inc()
         tasks = [
             asyncio.ensure_future(self._read(connection, context)),
             asyncio.ensure_future(self._write(connection, context)),
         ]
+        if caller.expires < math.inf:
+            tasks.append(asyncio.ensure_future(_expire(caller.expires)))
         try:
             await self._run(tasks, connection, context)
         finally:
             for task in tasks:
                 task.cancel()
             self._detach(connection)
+
+    async def _admitted(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Caller:
+        """Who opens a stream; aborts one that may not."""
+        try:
+            caller = self._admit(context.peer(), tuple(context.invocation_metadata() or ()))
+            if caller.limited and self._streams_of[caller.key] >= self._streams_per_caller:
+                raise Refused("RESOURCE_EXHAUSTED", f"{caller.key} has {self._streams_per_caller} streams open already")
+        except Refused as error:
+            self._metrics.refused_streams.labels(error.status.lower()).inc()
+            _log.warning("stream refused", peer=context.peer(), reason=str(error))
+            await context.abort(getattr(grpc.StatusCode, error.status), str(error))
+        return caller
 
     async def _run(
         self,
@@ -288,6 +327,9 @@ class XdsServer:
 
     def _detach(self, connection: Connection) -> None:
         self.connections.pop(connection.id, None)
+        self._streams_of[connection.caller.key] -= 1
+        if self._streams_of[connection.caller.key] <= 0:
+            del self._streams_of[connection.caller.key]
         self._metrics.connections.dec()
         if connection.release is not None:
             connection.release.cancel()
@@ -318,9 +360,9 @@ class XdsServer:
             connection.wake.set()
 
         try:
-            connection.attachment = self._publisher.attach(connection.node, notify)
+            connection.attachment = self._publisher.attach(connection.node, notify, connection.caller)
         except NodeRefusedError as error:
-            raise ProtocolError("INVALID_ARGUMENT", str(error)) from error
+            raise ProtocolError(error.status, str(error)) from error
         connection.node_id = connection.attachment.node_id
         connection.session.set_view(connection.attachment.view)
         _log.debug("client connected", node=connection.node_id, peer=connection.peer, delta=connection.delta)
@@ -348,6 +390,10 @@ class XdsServer:
         elif isinstance(event, Stale):
             self._metrics.stale(event.type_url)
         elif isinstance(event, Query):
+            if not connection.caller.operator:
+                raise ProtocolError(
+                    "PERMISSION_DENIED", f"{event.type_url} is for operators: it tells of other clients"
+                )
             connection.session.answer(event, self._answer(connection, event))
 
     def _confirm(self, connection: Connection) -> None:
@@ -392,6 +438,12 @@ class XdsServer:
         connection.release = None
         connection.session.release()
         connection.wake.set()
+
+
+async def _expire(at: float) -> None:
+    """End a stream when its credential ends; its client comes back with a fresh one."""
+    await asyncio.sleep(max(0.0, at - time.time()))
+    raise ProtocolError("UNAUTHENTICATED", "the credential of this stream has expired; connect again with a new one")
 
 
 async def _receive(context: Any) -> bytes | None:

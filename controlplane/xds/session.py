@@ -45,6 +45,7 @@ class Limits:
     names: int = 200_000
     name_bytes: int = 4096
     types: int = 64
+    node_bytes: int = 1 << 20
     queries: int = 64
 
 
@@ -110,6 +111,11 @@ class Session(ABC):
         if self.node is None:
             if not request.HasField("node"):
                 raise ProtocolError("INVALID_ARGUMENT", "the first request of a stream must carry the node")
+            if request.node.ByteSize() > self._limits.node_bytes:
+                raise ProtocolError(
+                    "RESOURCE_EXHAUSTED",
+                    f"a node of {request.node.ByteSize()} bytes; {self._limits.node_bytes} allowed",
+                )
             self.node = request.node
         type_url = request.type_url or self._only
         if not type_url:

@@ -16,13 +16,26 @@ _ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/"
 class AdsStream:
     """One stream; a context manager. ``recv`` raises :class:`grpc.RpcError` when the server ends it."""
 
-    def __init__(self, address: str, *, delta: bool = False, method: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        delta: bool = False,
+        method: str = "",
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str = "",
+    ) -> None:
         self._delta = delta
-        self._channel = grpc.insecure_channel(address)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(address)
+        else:
+            self._channel = grpc.secure_channel(address, credentials)
         self._requests: queue.Queue[bytes | None] = queue.Queue()
         path = method or _ADS + ("DeltaAggregatedResources" if delta else "StreamAggregatedResources")
         stream: Any = self._channel.stream_stream(path)  # bytes both ways: the stubs want serializers
-        self._call: Any = stream(iter(self._sending()), timeout=60)
+        self._call: Any = stream(
+            iter(self._sending()), timeout=60, metadata=[("authorization", f"Bearer {token}")] if token else None
+        )
 
     def _sending(self) -> Iterator[bytes]:
         while (item := self._requests.get()) is not None:

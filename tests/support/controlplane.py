@@ -26,6 +26,7 @@ class ControlPlaneProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self.xds = ""
         self.http = ""
+        self.tls = ""
 
     @property
     def log(self) -> str:
@@ -52,7 +53,7 @@ class ControlPlaneProcess:
             assert time.monotonic() < deadline, self.log
             time.sleep(0.02)
         bound = json.loads(addresses.read_text())
-        self.xds, self.http = bound["xds"], bound["http"]
+        self.xds, self.http, self.tls = bound["xds"], bound["http"], bound.get("tls", "")
 
     def stop(self, *, number: signal.Signals = signal.SIGTERM) -> int:
         """Stop it and give its exit status."""

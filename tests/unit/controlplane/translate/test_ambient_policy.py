@@ -107,6 +107,16 @@ def test_what_only_logs_is_not_sent(spec: str, more: str) -> None:
     assert referred(mesh_of(text), "ns", (("app", "a"),)) == [], "nor referred to: ztunnel would wait for it"
 
 
+def test_a_policy_with_a_target_is_not_ztunnels() -> None:
+    mesh = mesh_of(POLICY.format(spec="{action: DENY, rules: [{}]}", namespace="ns", more=""))
+    [policy] = mesh.authorization_policies
+    spec = type(policy.spec)()
+    spec.CopyFrom(policy.spec)
+    spec.target_refs.add(kind="Gateway", name="waypoint")
+    targeted = replace(mesh, authorization_policies=(replace(policy, spec=spec),))
+    assert list(policies(targeted)) == [f"istio-system/{STATIC_STRICT}"]
+
+
 @pytest.mark.parametrize("attribute", ["trustDomains: [td]", "remoteIpBlocks: [1.2.3.4]", "requestPrincipals: ['*']"])
 def test_what_ztunnel_can_not_know_never_allows_and_always_denies(attribute: str) -> None:
     rule = "rules: [{from: [{source: {namespaces: [a], " + attribute + "}}]}]"
