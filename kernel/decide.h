@@ -20,16 +20,31 @@ struct {
 	__type(value, struct up_scratch);
 } head_buffer SEC(".maps");
 
-/* The wire that a client away uses, looked up once a packet. */
-struct up_way {
-	struct up_conn *u; /* 0: none */
-	int idle;	   /* nothing of the last request is under way */
-};
-
 /* What the rules say of one request. */
 struct up_verdict {
 	__u32 route, cluster, endpoint;
+	__u32 reason; /* UP_OK, or why it is not the kernel's to decide */
+	__u32 framed; /* the lengths of its head and body are known */
 };
+
+/*
+ * A packet on its way out. Not on the stack: of what it loads from a map value the verifier knows nothing, and so walks what
+ * follows once, not once for every verdict.
+ */
+struct up_leaving {
+	struct up_packet p;
+	struct up_verdict v;
+	__u32 idle;   /* nothing of the client's last request is under way */
+	__u32 judged; /* a request begins with this packet, and its verdict stands */
+	__u32 stayed; /* it has begun on the wire that the client had */
+	__u32 pad;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct up_leaving);
+} leaving_buffer SEC(".maps");
 
 UP_FUNCTION int up_wider(struct up_scratch *s)
 {
@@ -59,7 +74,7 @@ static __always_inline struct up_vhost *up_find_vhost(struct up_scratch *s, __u3
 }
 
 /* The action's cluster, or why it has none for the kernel. */
-UP_FUNCTION int up_act(struct up_action *a, struct up_verdict *v)
+UP_INLINE int up_act(struct up_action *a, struct up_verdict *v)
 {
 	if (!a || !v)
 		return UP_R_NO_ROUTE;
@@ -72,7 +87,7 @@ UP_FUNCTION int up_act(struct up_action *a, struct up_verdict *v)
 	return v->cluster ? UP_OK : UP_R_NO_CLUSTER;
 }
 
-static __noinline int up_pick_route(struct up_scratch *s, __u32 table, struct up_verdict *v)
+UP_INLINE int up_pick_route(struct up_scratch *s, __u32 table, struct up_verdict *v)
 {
 	struct up_table *t = bpf_map_lookup_elem(&tables, &table);
 	struct up_vhost *host;
@@ -111,7 +126,7 @@ static __noinline int up_pick_route(struct up_scratch *s, __u32 table, struct up
 	return up_act(&host->direct, v);
 }
 
-static __noinline int up_pick_endpoint(struct up_conn *c, struct up_verdict *v)
+UP_INLINE int up_pick_endpoint(struct up_conn *c, struct up_verdict *v)
 {
 	struct up_cluster *k = bpf_map_lookup_elem(&clusters, &v->cluster);
 	struct up_choice choice = {};
@@ -124,7 +139,7 @@ static __noinline int up_pick_endpoint(struct up_conn *c, struct up_verdict *v)
 	if (k->n == 1 && k->live) { /* no choice, no lock */
 		id = *(volatile __u32 *)&k->slot[0];
 	} else {
-		__u32 random = bpf_get_prandom_u32();
+		__u32 random = k->lb == UP_LB_ROUND_ROBIN ? 0 : bpf_get_prandom_u32();
 
 		bpf_spin_lock(&k->lock);
 		reason = up_balance(k, random, &choice);
@@ -205,12 +220,11 @@ static __noinline void up_let_go(struct up_conn *c, struct up_conn *u, struct up
 }
 
 /* To the home wire, from this packet on. */
-static __noinline void up_go_home(struct up_conn *c, struct up_way *w, struct up_packet *p)
+static __noinline void up_go_home(struct up_conn *c, struct up_conn *u, struct up_packet *p, int idle)
 {
-	if (c->state != UP_AWAY || !w)
+	if (!c || !p || c->state != UP_AWAY)
 		return;
-	up_let_go(c, w->u, p, w->idle);
-	w->u = 0;
+	up_let_go(c, u, p, idle);
 	bpf_spin_lock(&c->lock);
 	up_come_home(c, p->seq, p->ack, p->te);
 	c->rsp.state = UP_RSP_IDLE;
@@ -221,17 +235,80 @@ static __noinline void up_go_home(struct up_conn *c, struct up_way *w, struct up
 	up_count(UP_C_SWITCHES);
 }
 
-/* To a free upstream of the endpoint. Returns UP_OK with the client away, or the reason for which it stays where it is. */
-static __noinline int up_go_away(struct up_conn *c, struct up_way *w, struct up_packet *p, struct up_scratch *s,
-				 struct up_verdict *v)
+enum { UP_LOOK_LOST, UP_LOOK_MINE, UP_LOOK_LEFT };
+
+/*
+ * Looks at the wire that a client away uses, and notes what the client acknowledges. Judged, the request either begins on it or the
+ * wire is given back at once, in the same lock: idle, it could be reclaimed under the decision otherwise. A request that must wait
+ * changes nothing. Returns UP_LOOK_*.
+ */
+UP_INLINE int up_look(struct up_conn *c, struct up_conn *u, struct up_leaving *l, struct up_scratch *s)
 {
+	struct up_packet *p = &l->p;
+	struct up_verdict *v = &l->v;
+	__u32 zero = 0, endpoint = 0, workload = 0;
+	struct up_config *g = bpf_map_lookup_elem(&config, &zero);
+	int mine = 0, left = 0, usable = 0, active = 0;
+
+	if (!u || !g)
+		return UP_LOOK_LOST;
+	bpf_spin_lock(&u->lock);
+	if (c->lease && u->lease == c->lease && (u->state == UP_LENT || u->state == UP_DYING)) {
+		mine = 1;
+		if (p->ackf && up_after(p->ack, u->cack))
+			u->cack = p->ack;
+		if (p->te)
+			u->cte = p->te;
+		l->idle = l->judged ? up_spent(u) : up_idle(u);
+		if (l->judged && l->idle) {
+			/* what could not be followed may have more to say: such a wire is nobody else's */
+			if (u->rsp.state == UP_RSP_LOST)
+				u->rsp.flags |= UP_RSPF_CLOSE;
+			usable = u->state == UP_LENT && !(u->rsp.flags & UP_RSPF_CLOSE);
+			if (usable && !v->reason && v->endpoint == c->endpoint) {
+				up_begin(u, p, &s->head, v, c->workload);
+				l->stayed = 1;
+			} else {
+				usable = usable && u->home == g->home_generation;
+				active = (u->flags & UP_CF_ACTIVE) != 0;
+				endpoint = u->endpoint;
+				workload = u->workload;
+				/* the endpoint has got all up to `next` and nothing behind it */
+				up_freeze(u, u->next, p->ack, p->te);
+				u->state = usable ? UP_FREE : UP_DEAD;
+				left = 1;
+			}
+		}
+	}
+	bpf_spin_unlock(&u->lock);
+	if (l->stayed) {
+		c->cluster = v->cluster;
+		up_asked(v->endpoint);
+		up_count(UP_C_SAME_WIRE);
+	}
+	if (left) {
+		if (active)
+			up_answered(endpoint, 0);
+		up_release(u, &c->peer, workload, endpoint, usable);
+	}
+	return left ? UP_LOOK_LEFT : mine ? UP_LOOK_MINE : UP_LOOK_LOST;
+}
+
+/*
+ * To a free upstream of the endpoint, which *wire is then. Returns UP_OK with the client away, or the reason for which it stays
+ * where it is.
+ */
+UP_INLINE int up_go_away(struct up_conn *c, struct up_conn **wire, struct up_leaving *l, struct up_scratch *s)
+{
+	struct up_packet *p = &l->p;
+	struct up_verdict *v = &l->v;
 	struct up_endpoint *e = bpf_map_lookup_elem(&endpoints, &v->endpoint);
 	struct up_tuple t = {};
 	struct up_conn *u = 0;
-	__u32 lease = bpf_get_prandom_u32() | 1, i;
+	__u32 i;
 	int reason = UP_R_NO_UPSTREAM;
 
-	if (!e || !s || !w)
+	if (!e)
 		return UP_R_ENDPOINT_GONE;
 	for (i = 0; i < 4; i++) { /* a stock may hold ports whose connection has ended meanwhile */
 		int ok = 0;
@@ -252,7 +329,8 @@ static __noinline int up_go_away(struct up_conn *c, struct up_way *w, struct up_
 			else if ((u->flags ^ c->flags) & UP_CF_USEC_TS)
 				reason = UP_R_TIMESTAMPS;
 			else {
-				up_lend(u, c, p->seq, p->ack, p->te, lease);
+				u->lendings += 2;
+				up_lend(u, c, p->seq, p->ack, p->te, u->lendings);
 				up_begin(u, p, &s->head, v, c->workload);
 				u->peer = p->t;
 				reason = UP_OK;
@@ -270,98 +348,45 @@ static __noinline int up_go_away(struct up_conn *c, struct up_way *w, struct up_
 		up_stock_put(c->workload, v->endpoint, &t);
 		return reason;
 	}
-	if (c->state == UP_AWAY)
-		up_let_go(c, w->u, p, 1);
-	w->u = u;
-	bpf_spin_lock(&c->lock);
-	if (c->state == UP_AT_HOME)
+	*wire = u;
+	/* From home, ingress reads these numbers under the lock; of a client that is away already it reads none of them. */
+	if (c->state == UP_AT_HOME) {
+		bpf_spin_lock(&c->lock);
 		up_leave_home(c, p->seq, p->ack, p->te);
+		c->state = UP_AWAY;
+		bpf_spin_unlock(&c->lock);
+	}
 	c->dseq = u->dseq;
 	c->dack = u->dack;
 	c->tsin = u->tsin;
 	c->tsout = u->tsout;
 	c->peer = t;
-	c->lease = lease;
+	c->lease = u->lease;
 	c->endpoint = v->endpoint;
 	c->cluster = v->cluster;
 	c->since = p->seq;
-	c->state = UP_AWAY;
-	bpf_spin_unlock(&c->lock);
 	up_asked(v->endpoint);
 	up_count(UP_C_SWITCHES);
 	return UP_OK;
 }
 
-/* The same wire serves the next request. Returns 0 when the wire is the client's no more, or dying. */
-static __noinline int up_stay(struct up_conn *c, struct up_conn *u, struct up_packet *p, struct up_scratch *s,
-			      struct up_verdict *v)
+/* Reads the request that begins with this packet, and what the rules say of it. Returns 0, or -1: its bytes are out of reach. */
+UP_INLINE int up_judge(struct __sk_buff *skb, struct up_conn *c, struct up_leaving *l, struct up_scratch *s)
 {
-	int ok = 0;
+	struct up_packet *p = &l->p;
+	struct up_verdict *v = &l->v;
+	__u32 n = p->pay, reason;
 
-	if (!u || !s)
-		return 0;
-	bpf_spin_lock(&u->lock);
-	if (u->state == UP_LENT && u->lease == c->lease && !(u->rsp.flags & UP_RSPF_CLOSE)) {
-		up_begin(u, p, &s->head, v, c->workload);
-		ok = 1;
-	}
-	bpf_spin_unlock(&u->lock);
-	if (ok) {
-		c->cluster = v->cluster;
-		up_asked(v->endpoint);
-		up_count(UP_C_SAME_WIRE);
-	}
-	return ok;
-}
-
-/*
- * A request begins with this packet. Returns UP_TC_OK with the client on the wire that the request shall use, or UP_TC_SHOT: too
- * early, TCP asks again.
- */
-static __noinline int up_decide(struct __sk_buff *skb, struct up_conn *c, struct up_way *w, struct up_packet *p)
-{
-	struct up_verdict v = {};
-	struct up_scratch *s;
-	struct bpf_sock *sk = skb->sk;
-	__u32 zero = 0, n = p->pay, reason;
-	int framed = 0, idle;
-
-	if (!w)
-		return UP_TC_SHOT;
-	idle = w->idle;
-	s = bpf_map_lookup_elem(&head_buffer, &zero);
-	if (!s || !n)
-		return UP_TC_SHOT;
-	if (sk) {
-		struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-
-		/* what was sent before may have to be sent again, and belongs to the old wire */
-		if (tp && tp->snd_una != p->seq && c->state == UP_AWAY) {
-			up_count(UP_C_HELD);
-			return UP_TC_SHOT;
-		}
-		if (tp && tp->snd_una != p->seq)
-			idle = 0;
-	}
-	if (!idle) {
-		if (c->state == UP_AWAY) {
-			up_count(UP_C_HELD);
-			return UP_TC_SHOT;
-		}
-		/* home answers pipelined requests in order; it says when it is through */
-		c->flags |= UP_CF_UNSYNCED;
-		c->synced = 0;
-		up_count(UP_C_HEADS);
-		up_count_punt(0, UP_R_PIPELINED);
-		return UP_TC_OK;
-	}
+	if (!n)
+		return -1;
+	v->route = v->cluster = v->endpoint = v->framed = 0;
 	if (n > 1024)
 		n = 1024;
 	n--;
 	asm volatile("" : "+r"(n));
 	n = (n & 1023) + 1;
 	if (bpf_skb_load_bytes(skb, p->off, s->buf, n))
-		return UP_TC_SHOT;
+		return -1;
 	reason = up_head_parse(s, n);
 	if (reason == UP_R_SPLIT_HEAD && p->pay > n) {
 		n = p->pay < UP_HEAD_MAX ? p->pay : UP_HEAD_MAX;
@@ -369,31 +394,64 @@ static __noinline int up_decide(struct __sk_buff *skb, struct up_conn *c, struct
 		asm volatile("" : "+r"(n));
 		n = (n & (UP_HEAD_MAX - 1)) + 1;
 		if (bpf_skb_load_bytes(skb, p->off, s->buf, n))
-			return UP_TC_SHOT;
+			return -1;
 		reason = up_head_parse(s, n);
 	}
-	up_count(UP_C_HEADS);
 	if (!reason) {
 		__u64 whole = s->head.len + s->head.length;
 
-		framed = 1;
+		v->framed = 1;
 		if (p->pay > whole) {
 			reason = UP_R_PIPELINED;
-			framed = 0;
+			v->framed = 0;
 		} else if (p->fin) {
 			reason = UP_R_HALF_CLOSE;
 		} else if (p->urg) {
 			reason = UP_R_URGENT;
-			framed = 0;
+			v->framed = 0;
 		}
 	}
 	if (!reason)
-		reason = up_pick_route(s, c->table, &v);
+		reason = up_pick_route(s, c->table, v);
 	if (!reason)
-		reason = up_pick_endpoint(c, &v);
-	if (!reason && !(c->state == UP_AWAY && c->endpoint == v.endpoint && up_stay(c, w->u, p, s, &v)))
-		reason = up_go_away(c, w, p, s, &v);
-	if (framed) {
+		reason = up_pick_endpoint(c, v);
+	v->reason = reason;
+	return 0;
+}
+
+/* A head is due, and home is still busy, or cannot say where this one begins: it answers in order, and says when it is through. */
+UP_INLINE void up_leave_to_home(struct up_conn *c, __u32 reason)
+{
+	c->flags |= UP_CF_UNSYNCED;
+	c->synced = 0;
+	up_count(UP_C_HEADS);
+	up_count_punt(0, reason);
+}
+
+/*
+ * Carries a verdict out. Returns UP_TC_OK with the client on the wire that the request shall use, or UP_TC_SHOT: too early, TCP
+ * asks again.
+ */
+UP_INLINE int up_decide(struct up_conn *c, struct up_conn **wire, struct up_leaving *l, struct up_scratch *s)
+{
+	struct up_packet *p = &l->p;
+	struct up_verdict *v = &l->v;
+	__u32 reason;
+
+	if (!l->judged || !l->idle) {
+		/* what was sent before may have to be sent again, and belongs to the old wire */
+		if (c->state == UP_AWAY) {
+			up_count(UP_C_HELD);
+			return UP_TC_SHOT;
+		}
+		up_leave_to_home(c, UP_R_PIPELINED);
+		return UP_TC_OK;
+	}
+	up_count(UP_C_HEADS);
+	reason = v->reason;
+	if (!reason && !l->stayed)
+		reason = up_go_away(c, wire, l, s);
+	if (v->framed) {
 		__u64 length = s->head.length;
 		__u32 step = length < UP_STRIDE ? (__u32)length : UP_STRIDE;
 
@@ -402,7 +460,7 @@ static __noinline int up_decide(struct __sk_buff *skb, struct up_conn *c, struct
 	}
 	if (!reason) {
 		struct up_route_stat *r;
-		__u32 route = v.route;
+		__u32 route = v->route;
 
 		r = bpf_map_lookup_elem(&route_stats, &route);
 		if (r)
@@ -410,8 +468,8 @@ static __noinline int up_decide(struct __sk_buff *skb, struct up_conn *c, struct
 		up_count(UP_C_KERNEL);
 		return UP_TC_OK;
 	}
-	up_go_home(c, w, p);
-	if (framed) {
+	up_go_home(c, 0, p, 1);
+	if (v->framed) {
 		bpf_spin_lock(&c->lock);
 		up_response_begin(&c->rsp, p->ack, s->head.method == UP_METHOD_HEAD);
 		bpf_spin_unlock(&c->lock);
@@ -419,7 +477,7 @@ static __noinline int up_decide(struct __sk_buff *skb, struct up_conn *c, struct
 		c->flags |= UP_CF_UNSYNCED;
 		c->synced = 0;
 	}
-	up_count_punt(v.route, reason);
+	up_count_punt(v->route, reason);
 	return UP_TC_OK;
 }
 

@@ -3,8 +3,7 @@
 #ifndef UNDERPASS_PACKET_H
 #define UNDERPASS_PACKET_H
 
-#include <bpf/bpf_core_read.h>
-
+#include "context.h"
 #include "maps.h"
 
 #define UP_ETH 14
@@ -28,13 +27,24 @@ struct up_packet {
 	__u8 pad[3];
 };
 
+/* A context may only be read at fixed offsets from its own pointer: the compiler must neither move nor join these loads. */
+#define UP_FIELD(skb, field)                                                              \
+	({                                                                                \
+		__u64 __v;                                                                \
+		asm volatile("%0 = *(u32 *)(%1 + %2)"                                     \
+			     : "=r"(__v)                                                  \
+			     : "r"(skb), "i"(__builtin_offsetof(struct __sk_buff, field)) \
+			     : "memory");                                                 \
+		(void *)(long)__v;                                                        \
+	})
+
 /*
  * Is this packet worth a closer look: TCP, and its pod's port one that a connection of ours has had? Most packets of a server
  * are not, and pay for nothing else. Whatever cannot be told so far is.
  */
 UP_INLINE int up_packet_ours(struct __sk_buff *skb, int outgoing)
 {
-	void *d = (void *)(long)skb->data, *e = (void *)(long)skb->data_end;
+	void *d = UP_FIELD(skb, data), *e = UP_FIELD(skb, data_end);
 	struct ethhdr *eth = d;
 	struct tcphdr *th;
 
@@ -66,7 +76,7 @@ UP_INLINE int up_packet_ours(struct __sk_buff *skb, int outgoing)
  */
 UP_INLINE int up_packet_read(struct __sk_buff *skb, struct up_packet *p, int outgoing)
 {
-	void *d = (void *)(long)skb->data, *e = (void *)(long)skb->data_end;
+	void *d = UP_FIELD(skb, data), *e = UP_FIELD(skb, data_end);
 	struct ethhdr *eth = d;
 	struct tcphdr *th;
 	__u32 len;
@@ -74,8 +84,8 @@ UP_INLINE int up_packet_read(struct __sk_buff *skb, struct up_packet *p, int out
 	if (d + UP_ETH + 40 > e) {
 		if (skb->len < UP_ETH + 40 || bpf_skb_pull_data(skb, skb->len < UP_ETH + 60 ? skb->len : UP_ETH + 60))
 			return -1;
-		d = (void *)(long)skb->data;
-		e = (void *)(long)skb->data_end;
+		d = UP_FIELD(skb, data);
+		e = UP_FIELD(skb, data_end);
 		eth = d;
 		if (d + UP_ETH + 40 > e)
 			return -1;
@@ -100,8 +110,8 @@ UP_INLINE int up_packet_read(struct __sk_buff *skb, struct up_packet *p, int out
 		if (d + UP_ETH + 60 > e) {
 			if (skb->len < UP_ETH + 60 || bpf_skb_pull_data(skb, UP_ETH + 60))
 				return -1;
-			d = (void *)(long)skb->data;
-			e = (void *)(long)skb->data_end;
+			d = UP_FIELD(skb, data);
+			e = UP_FIELD(skb, data_end);
 			if (d + UP_ETH + 60 > e)
 				return -1;
 			ip = d + UP_ETH;
@@ -118,6 +128,7 @@ UP_INLINE int up_packet_read(struct __sk_buff *skb, struct up_packet *p, int out
 	} else {
 		return -1;
 	}
+	p->back = 0;
 	p->t.lport = outgoing ? th->source : th->dest;
 	p->t.rport = outgoing ? th->dest : th->source;
 	p->seq = bpf_ntohl(th->seq);
@@ -269,18 +280,16 @@ static __noinline __s64 up_slow_options(struct __sk_buff *skb, struct up_move *m
  * Checksums are kept by differences (RFC 1624): header fields of TCP in one sum, addresses, which are part of the pseudo header
  * that offloads leave in place, in another.
  */
-static __noinline int up_packet_move(struct __sk_buff *skb, struct up_move *m)
+UP_INLINE int up_packet_move(struct __sk_buff *skb, struct up_move *m)
 {
-	void *d = (void *)(long)skb->data, *e = (void *)(long)skb->data_end;
+	void *d = UP_FIELD(skb, data), *e = UP_FIELD(skb, data_end);
 	__be32 *from, *to, *o;
 	struct tcphdr *th;
 	__u64 sum = 0, pseudo = 0;
 	__u32 l4, options, v, i;
 	__be16 sport, dport;
-	int slow = 0;
+	int slow = 0, summed;
 
-	if (!m)
-		return -1;
 	l4 = m->l4 = m->v6 ? UP_ETH + 40 : UP_ETH + 20;
 	if (d + l4 + 20 > e)
 		return -1;
@@ -308,8 +317,8 @@ static __noinline int up_packet_move(struct __sk_buff *skb, struct up_move *m)
 		if (r < 0)
 			return -1;
 		sum += (__u32)r;
-		d = (void *)(long)skb->data;
-		e = (void *)(long)skb->data_end;
+		d = UP_FIELD(skb, data);
+		e = UP_FIELD(skb, data_end);
 		if (d + l4 + 20 > e)
 			return -1;
 		th = d + l4;
@@ -365,11 +374,26 @@ static __noinline int up_packet_move(struct __sk_buff *skb, struct up_move *m)
 		ip->daddr = t;
 		ip->check = ~up_fold16((__u32)(__u16)~ip->check + up_fold16(up_fold32(pseudo)));
 	}
+	summed = up_summed(skb);
+	if (summed == UP_SUM_PARTIAL) {
+		th->check = up_fold16(up_fold32(pseudo + th->check));
+		return 0;
+	}
+	if (summed == UP_SUM_NONE || summed == UP_SUM_UNNECESSARY) {
+		th->check = ~up_fold16(up_fold32(sum + pseudo + (__u16)~th->check));
+		return 0;
+	}
 	if (bpf_l4_csum_replace(skb, l4 + 16, 0, up_fold32(sum), 0))
 		return -1;
 	if (bpf_l4_csum_replace(skb, l4 + 16, 0, up_fold32(pseudo), BPF_F_PSEUDO_HDR))
 		return -1;
 	return 0;
+}
+
+/* The same where a call does not matter. */
+static __noinline int up_packet_move_rarely(struct __sk_buff *skb, struct up_move *m)
+{
+	return m ? up_packet_move(skb, m) : -1;
 }
 
 #endif

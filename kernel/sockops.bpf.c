@@ -82,6 +82,7 @@ static __noinline int up_established(struct bpf_sock_ops *ctx, struct bpf_sock *
 	c->endpoint = tag->endpoint;
 	c->cluster = tag->cluster;
 	c->home = tag->home;
+	c->lendings = bpf_get_prandom_u32() | 1;
 	c->cookie = bpf_get_socket_cookie(ctx);
 	if (bpf_core_field_exists(tp->tcp_usec_ts) && BPF_CORE_READ_BITFIELD(tp, tcp_usec_ts))
 		c->flags |= UP_CF_USEC_TS;

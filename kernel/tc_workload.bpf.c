@@ -39,7 +39,7 @@ static __noinline int up_owner_egress(struct __sk_buff *skb, struct up_conn *u, 
 	m.t = p->t;
 	m.v6 = p->v6;
 	m.outgoing = 1;
-	if (up_packet_move(skb, &m)) {
+	if (up_packet_move_rarely(skb, &m)) {
 		up_count(UP_C_TRANSLATE_ERROR);
 		return UP_TC_SHOT;
 	}
@@ -59,7 +59,7 @@ static __noinline int up_home_egress(struct __sk_buff *skb, struct up_conn *c, s
 	m.t = p->t;
 	m.v6 = p->v6;
 	m.outgoing = 1;
-	if (up_packet_move(skb, &m)) {
+	if (up_packet_move_rarely(skb, &m)) {
 		up_count(UP_C_TRANSLATE_ERROR);
 		return UP_TC_SHOT;
 	}
@@ -67,11 +67,11 @@ static __noinline int up_home_egress(struct __sk_buff *skb, struct up_conn *c, s
 }
 
 /* The client's packet out on the wire that is lent to it. */
-static __noinline int up_away_egress(struct __sk_buff *skb, struct up_conn *c, struct up_conn *u, struct up_packet *p)
+UP_INLINE int up_away_egress(struct __sk_buff *skb, struct up_conn *c, struct up_conn *u, struct up_packet *p)
 {
 	struct up_move m = {};
 
-	if (!u || u->lease != c->lease) {
+	if (!u || !c->lease || u->lease != c->lease) {
 		up_count(UP_C_STALE_DROPPED);
 		return UP_TC_SHOT;
 	}
@@ -105,77 +105,40 @@ static __noinline int up_away_egress(struct __sk_buff *skb, struct up_conn *c, s
 	return UP_TC_OK;
 }
 
-/*
- * Looks at the wire that a client away uses, and notes what the client acknowledges. claim: a head is due and may be decided; an
- * idle wire is then claimed for it, so that it cannot be reclaimed under the decision. A head that is held back must not claim:
- * the wire would be idle never more. Returns 0 when the wire is the client's no more.
- */
-static __noinline int up_look(struct up_conn *c, struct up_way *w, struct up_packet *p, int claim)
+static __noinline int up_away_egress_rarely(struct __sk_buff *skb, struct up_conn *c, struct up_conn *u,
+					    struct up_packet *p)
 {
-	struct up_conn *u = w ? w->u : 0;
-	int mine = 0, idle = 0;
-
-	if (!u)
-		return 0;
-	bpf_spin_lock(&u->lock);
-	if (u->lease == c->lease && (u->state == UP_LENT || u->state == UP_DYING)) {
-		mine = 1;
-		if (p->ackf && up_after(p->ack, u->cack))
-			u->cack = p->ack;
-		if (p->te)
-			u->cte = p->te;
-		idle = claim ? up_spent(u) : up_idle(u);
-		if (claim && idle) {
-			/* what could not be followed may have more to say: such a wire is nobody else's */
-			if (u->rsp.state == UP_RSP_LOST)
-				u->rsp.flags |= UP_RSPF_CLOSE;
-			u->rsp.state = UP_RSP_HEAD;
-			u->rsp.flags &= UP_RSPF_CLOSE;
-		}
-	}
-	bpf_spin_unlock(&u->lock);
-	w->idle = idle;
-	return mine;
+	return c && p ? up_away_egress(skb, c, u, p) : UP_TC_SHOT;
 }
 
 /* The client's FIN or RST. Returns -1 when the packet goes on as any other. */
-static __noinline int up_client_ends(struct __sk_buff *skb, struct up_conn *c, struct up_way *w, struct up_packet *p)
+static __noinline int up_client_ends(struct __sk_buff *skb, struct up_conn *c, struct up_conn *u, struct up_leaving *l)
 {
-	struct up_conn *u;
 	int r;
 
+	if (!c || !l)
+		return UP_TC_SHOT;
 	c->flags |= UP_CF_FIN;
-	if (c->state != UP_AWAY || !w)
+	if (c->state != UP_AWAY)
 		return -1;
-	if (w->idle) {
-		up_go_home(c, w, p);
+	if (l->idle) {
+		up_go_home(c, u, &l->p, 1);
 		return -1;
 	}
-	u = w->u;
 	/* In the middle of a request the endpoint must hear of it: a half-close is answered, a reset stops it. The wire is not
 	 * lent again; home learns from the socket's end that its own connection is orphaned. */
-	r = up_away_egress(skb, c, u, p);
+	r = up_away_egress_rarely(skb, c, u, &l->p);
 	if (!u)
 		return r;
 	bpf_spin_lock(&u->lock);
 	if (u->lease == c->lease && u->state == UP_LENT)
 		u->state = UP_DYING;
 	bpf_spin_unlock(&u->lock);
-	if (p->rst) {
-		up_let_go(c, u, p, 0);
+	if (l->p.rst) {
+		up_let_go(c, u, &l->p, 0);
 		c->lease = 0;
 	}
 	return r;
-}
-
-/* Whether the socket knows that all it sent before this packet has arrived. An acknowledgement may have passed ingress, and wait
- * for the application to give the socket's lock back. */
-UP_INLINE int up_settled(struct __sk_buff *skb, struct up_packet *p)
-{
-	struct bpf_sock *sk = skb->sk;
-	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
-
-	return !tp || tp->snd_una == p->seq;
 }
 
 /* Home has said where the next head is due: a packet that starts there is one, unless those bytes have gone to home before. */
@@ -195,11 +158,31 @@ static __noinline void up_resync(struct up_conn *c, struct up_packet *p)
 	c->left = 0;
 }
 
-static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c, struct up_packet *p)
+/* The wire was taken back while it was idle. */
+static __noinline void up_taken_back(struct up_conn *c, struct up_packet *p)
 {
-	struct up_way w = { 0, 1 };
+	bpf_spin_lock(&c->lock);
+	up_come_home(c, c->next, p->ack, p->te);
+	c->rsp.state = UP_RSP_IDLE;
+	c->rsp.flags = 0;
+	c->sent = c->next;
+	bpf_spin_unlock(&c->lock);
+}
+
+UP_INLINE int up_client_egress(struct __sk_buff *skb, struct up_conn *c, struct up_leaving *l)
+{
+	struct up_packet *p = &l->p;
+	struct up_conn *u = 0;
+	struct up_scratch *s;
+	__u32 zero = 0;
 	int due, r;
 
+	s = bpf_map_lookup_elem(&head_buffer, &zero);
+	if (!s)
+		return UP_TC_SHOT;
+	l->idle = 1;
+	l->judged = 0;
+	l->stayed = 0;
 	if ((c->flags & UP_CF_UNSYNCED) && p->pay)
 		up_resync(c, p);
 	if (c->left && (__s32)(c->next - p->seq) < (__s32)(UP_STRIDE / 2)) {
@@ -208,22 +191,30 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 		c->next += by;
 		c->left -= by;
 	}
-	due = p->pay && p->seq == c->next && !c->left && !(c->flags & UP_CF_UNSYNCED);
+	due = p->pay && p->seq == c->next && !c->left && !(c->flags & UP_CF_UNSYNCED) && !p->rst;
 	if (c->state == UP_AWAY) {
-		w.u = bpf_map_lookup_elem(&conns, &c->peer);
-		if (!up_look(c, &w, p, due && up_settled(skb, p)) && c->lease) {
-			/* the wire was taken back while it was idle */
-			bpf_spin_lock(&c->lock);
-			up_come_home(c, c->next, p->ack, p->te);
-			c->rsp.state = UP_RSP_IDLE;
-			c->rsp.flags = 0;
-			c->sent = c->next;
-			bpf_spin_unlock(&c->lock);
-			w.idle = 1;
-			w.u = 0;
+		u = bpf_map_lookup_elem(&conns, &c->peer);
+		if (c->lease && (!u || u->lease != c->lease)) {
+			up_taken_back(c, p);
+			u = 0;
 		}
 	} else {
-		w.idle = up_response_over(&c->rsp, p->ack);
+		l->idle = up_response_over(&c->rsp, p->ack);
+	}
+	/* The rules are asked before the lock is taken; whether the wire is idle is a guess until then. */
+	if (due && (c->state != UP_AWAY ? l->idle : u && up_about_spent(u, p->ack)) && up_settled(skb, p->seq)) {
+		if (up_judge(skb, c, l, s))
+			return UP_TC_SHOT;
+		l->judged = 1;
+	}
+	if (c->state == UP_AWAY) {
+		r = up_look(c, u, l, s);
+		if (r != UP_LOOK_MINE)
+			u = 0;
+		if (r == UP_LOOK_LOST && c->lease) {
+			up_taken_back(c, p);
+			l->idle = 1;
+		}
 	}
 	if (!(c->flags & UP_CF_UNSYNCED) && !c->left && !p->rst) {
 		/* A packet was cut where the next head begins: what lies behind those bytes waits for them, at home, too, if the wire
@@ -253,30 +244,32 @@ static __noinline int up_client_egress(struct __sk_buff *skb, struct up_conn *c,
 		}
 	}
 	if (p->rst || (p->fin && !due)) {
-		r = up_client_ends(skb, c, &w, p);
+		r = up_client_ends(skb, c, u, l);
 		if (r >= 0)
 			return r;
 	} else if (due) {
-		r = up_decide(skb, c, &w, p);
+		r = up_decide(c, &u, l, s);
 		if (r != UP_TC_OK)
 			return r;
 	}
-	return c->state == UP_AWAY ? up_away_egress(skb, c, w.u, p) : up_home_egress(skb, c, p);
+	return c->state == UP_AWAY ? up_away_egress(skb, c, u, p) : up_home_egress(skb, c, p);
 }
 
-static __noinline int up_leaving(struct __sk_buff *skb)
+UP_INLINE int up_ours_leaving(struct __sk_buff *skb)
 {
-	struct up_packet p = {};
+	struct up_leaving *l;
 	struct up_conn *c;
+	__u32 zero = 0;
 
-	if (up_packet_read(skb, &p, 1) || p.syn)
+	l = bpf_map_lookup_elem(&leaving_buffer, &zero);
+	if (!l || up_packet_read(skb, &l->p, 1) || l->p.syn)
 		return UP_TC_OK;
-	c = bpf_map_lookup_elem(&conns, &p.t);
+	c = bpf_map_lookup_elem(&conns, &l->p.t);
 	if (!c)
 		return UP_TC_OK;
 	if (c->kind == UP_KIND_UPSTREAM)
-		return up_owner_egress(skb, c, &p);
-	return up_client_egress(skb, c, &p);
+		return up_owner_egress(skb, c, &l->p);
+	return up_client_egress(skb, c, l);
 }
 
 SEC("tc")
@@ -284,17 +277,27 @@ int up_egress(struct __sk_buff *skb)
 {
 	if (!up_packet_ours(skb, 1) || skb->mark == UP_MARK_TURNED)
 		return UP_TC_OK;
-	return up_leaving(skb);
+	return up_ours_leaving(skb);
 }
 
 /* A packet of an upstream's endpoint. */
-static __noinline int up_upstream_ingress(struct __sk_buff *skb, struct up_conn *u, struct up_packet *p)
+UP_INLINE int up_upstream_ingress(struct __sk_buff *skb, struct up_conn *u, struct up_arriving *a)
 {
-	struct up_following f = {};
+	struct up_packet *p = &a->p;
 	struct up_move m = {};
 	__u32 seen, endpoint, wnd;
-	int lent, wants = 0, over = 0, error = 0, active = 0;
+	int lent, followed = 0, again = 0, over = 0, error = 0, active = 0;
 
+	/* Read without the lock: what was read counts only if the entry is still the same when the lock is held. */
+	if (p->pay && u->lease) {
+		a->was = u->rsp;
+		if (up_response_wants(&a->was)) {
+			a->lease = u->lease;
+			a->seen = p->seq - u->dack;
+			up_follow(skb, a);
+			followed = 1;
+		}
+	}
 	wnd = (__u32)p->window << (u->sws & 15);
 	bpf_spin_lock(&u->lock);
 	endpoint = u->endpoint;
@@ -328,40 +331,36 @@ static __noinline int up_upstream_ingress(struct __sk_buff *skb, struct up_conn 
 		m.x = up_inward(u);
 		m.t = u->peer;
 		if (p->pay) {
-			wants = up_response_wants(&u->rsp);
-			if (wants) {
-				up_follow_take(&f, u);
-			} else {
+			if (!up_response_wants(&u->rsp)) {
+				a->gap = 0;
 				up_response_pass(&u->rsp, seen + p->pay);
-				over = (u->flags & UP_CF_ACTIVE) && (u->rsp.flags & UP_RSPF_DONE) && !u->rsp.left &&
-				       !up_before(u->rsp.high, u->rsp.end);
+				over = up_ended(u);
+			} else if (!followed || a->lease != u->lease || a->seen != seen || !up_same(&a->was, &u->rsp)) {
+				again = 1;
+			} else if (!a->gap) {
+				u->rsp = a->now;
+				up_response_pass(&u->rsp, seen + p->pay);
+				over = up_ended(u);
 			}
 		}
+		error = over && u->rsp.status >= 500;
 	} else {
 		m.x = up_owner_in(u);
 		m.t = p->t;
-	}
-	if (over) {
-		u->flags &= ~UP_CF_ACTIVE;
-		error = u->rsp.status >= 500;
 	}
 	bpf_spin_unlock(&u->lock);
 	if (p->fin)
 		up_count(UP_C_UPSTREAM_FIN);
 	if (p->rst)
 		up_count(UP_C_UPSTREAM_RST);
-	if (wants) {
-		int r;
-
-		f.seen = seen;
-		r = up_follow(skb, u, p, &f);
-
-		if (r == UP_FOLLOW_GAP) {
-			up_count(UP_C_GAP_DROPPED);
-			return UP_TC_SHOT;
-		}
-		over = r == UP_FOLLOW_OVER || r == UP_FOLLOW_ERROR;
-		error = r == UP_FOLLOW_ERROR;
+	if (again) {
+		a->seen = seen;
+		over = up_follow_again(skb, u, a);
+		error = over && u->rsp.status >= 500;
+	}
+	if (lent && p->pay && a->gap) {
+		up_count(UP_C_GAP_DROPPED);
+		return UP_TC_SHOT;
 	}
 	if (over) {
 		up_count(UP_C_RESPONSES);
@@ -380,13 +379,17 @@ static __noinline int up_upstream_ingress(struct __sk_buff *skb, struct up_conn 
 }
 
 /* A packet of the client's home peer. */
-static __noinline int up_home_ingress(struct __sk_buff *skb, struct up_conn *c, struct up_packet *p)
+static __noinline int up_home_ingress(struct __sk_buff *skb, struct up_conn *c, struct up_arriving *a)
 {
-	struct up_following f = {};
+	struct up_packet *p;
 	struct up_move m = {};
 	__u32 S, R, seen;
 	int away, wants = 0;
 
+	if (!c || !a)
+		return UP_TC_SHOT;
+	p = &a->p;
+	a->gap = 0;
 	bpf_spin_lock(&c->lock);
 	away = c->state == UP_AWAY;
 	S = c->S;
@@ -395,9 +398,7 @@ static __noinline int up_home_ingress(struct __sk_buff *skb, struct up_conn *c, 
 	seen = p->seq - c->dack;
 	if (!away && p->pay) {
 		wants = up_response_wants(&c->rsp);
-		if (wants)
-			up_follow_take(&f, c);
-		else
+		if (!wants)
 			up_response_pass(&c->rsp, seen + p->pay);
 	}
 	bpf_spin_unlock(&c->lock);
@@ -408,39 +409,44 @@ static __noinline int up_home_ingress(struct __sk_buff *skb, struct up_conn *c, 
 		up_count(UP_C_AWAY_DROPPED);
 		return UP_TC_SHOT;
 	}
-	f.seen = seen;
-	if (wants && up_follow(skb, c, p, &f) == UP_FOLLOW_GAP) {
-		up_count(UP_C_GAP_DROPPED);
-		return UP_TC_SHOT;
+	if (wants) {
+		a->seen = seen;
+		up_follow_again(skb, c, a);
+		if (a->gap) {
+			up_count(UP_C_GAP_DROPPED);
+			return UP_TC_SHOT;
+		}
 	}
 	if (!up_shifted(&m.x))
 		return UP_TC_OK;
 	m.t = p->t;
 	m.v6 = p->v6;
-	if (up_packet_move(skb, &m)) {
+	if (up_packet_move_rarely(skb, &m)) {
 		up_count(UP_C_TRANSLATE_ERROR);
 		return UP_TC_SHOT;
 	}
 	return UP_TC_OK;
 }
 
-static __noinline int up_arriving(struct __sk_buff *skb)
+UP_INLINE int up_ours_arriving(struct __sk_buff *skb)
 {
-	struct up_packet p = {};
+	struct up_arriving *a;
 	struct up_conn *c;
+	__u32 zero = 0;
 
-	if (up_packet_read(skb, &p, 0) || p.syn)
+	a = bpf_map_lookup_elem(&arriving_buffer, &zero);
+	if (!a || up_packet_read(skb, &a->p, 0) || a->p.syn)
 		return UP_TC_OK;
-	c = bpf_map_lookup_elem(&conns, &p.t);
+	c = bpf_map_lookup_elem(&conns, &a->p.t);
 	if (!c)
 		return UP_TC_OK;
 	if (c->kind == UP_KIND_UPSTREAM)
-		return up_upstream_ingress(skb, c, &p);
-	return up_home_ingress(skb, c, &p);
+		return up_upstream_ingress(skb, c, a);
+	return up_home_ingress(skb, c, a);
 }
 
 SEC("tc")
 int up_ingress(struct __sk_buff *skb)
 {
-	return up_packet_ours(skb, 0) ? up_arriving(skb) : UP_TC_OK;
+	return up_packet_ours(skb, 0) ? up_ours_arriving(skb) : UP_TC_OK;
 }

@@ -5,15 +5,6 @@
 
 #include "packet.h"
 
-#define UP_CHECKSUM_PARTIAL 3
-
-UP_INLINE int up_checksum_partial(struct __sk_buff *skb)
-{
-	struct sk_buff *k = (void *)skb; /* read by probe: 6.1 has no bpf_cast_to_kern_ctx */
-
-	return BPF_CORE_READ_BITFIELD_PROBED(k, ip_summed) == UP_CHECKSUM_PARTIAL;
-}
-
 struct up_reply {
 	__u8 pad[2]; /* so that the headers behind Ethernet are aligned */
 	__u8 b[14 + 40 + 32 + 2];

@@ -74,6 +74,13 @@ UP_INLINE int up_spent(const struct up_conn *u)
 	return up_response_over(&u->rsp, u->cack) && (u->rsp.state == UP_RSP_IDLE || u->eack == u->next);
 }
 
+/* The same once the client's acknowledgement `ack` is noted; without a lock only a guess. */
+UP_INLINE int up_about_spent(const struct up_conn *u, __u32 ack)
+{
+	return up_response_over(&u->rsp, up_after(ack, u->cack) ? ack : u->cack) &&
+	       (u->rsp.state == UP_RSP_IDLE || u->eack == u->next);
+}
+
 /*
  * Nothing of the last request is under way any more, for sure: the wire may be frozen without a packet of the client's. That a
  * client has acknowledged all there was of a response that cannot be followed says nothing: the rest may come a second later,

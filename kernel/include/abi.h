@@ -58,8 +58,9 @@
 	4096 /* a power of two, four times UP_WORKLOADS: interface numbers are given out one after the other */
 #define UP_INTERFACE_PROBES 8
 #define UP_NAME_TEXT 1024
-#define UP_RULE_TEXT 8188 /* a rule that home carries out: Envoy's direct responses may have 4096 bytes, JSON doubles some */
-#define UP_RULES 16384	  /* as many as routes */
+#define UP_RULE_TEXT \
+	8188 /* a rule that home carries out: Envoy's direct responses may have 4096 bytes, JSON doubles some */
+#define UP_RULES 16384 /* as many as routes */
 
 #define UP_HOST_MAX 92	     /* bytes of a domain, so that a key is 96 bytes; longer hosts punt */
 #define UP_HEAD_MAX 4096     /* bytes of a request head that the kernel reads; longer heads punt */
@@ -192,6 +193,8 @@ struct up_conn {
 	__u64 closed_ns; /* when it was closed or died */
 	__u32 home;	 /* upstream: up_config.home_generation when it was opened; another one: its owner is gone */
 	__u32 requests;	 /* served so far */
+	__u32 lendings;	 /* upstream: number of the last lending, odd, from a random start */
+	__u32 pad;
 };
 #define UP_CF_UNSYNCED 1 /* client at home: bytes of unknown framing were sent; no decision until home says SYNC */
 #define UP_CF_FIN 2	 /* the client has sent a FIN */

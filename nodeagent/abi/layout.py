@@ -51,7 +51,7 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         ),
     ),
     "up_conn": (
-        248,
+        256,
         (
             ("lock", 0, "bpf_spin_lock", 0), ("kind", 4, "u8", 0), ("state", 5, "u8", 0), ("flags", 6, "u8", 0),
             ("family", 7, "u8", 0), ("dseq", 8, "u32", 0), ("dack", 12, "u32", 0), ("tsout", 16, "u32", 0),
@@ -65,6 +65,7 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
             ("workload", 196, "u32", 0), ("table", 200, "u32", 0), ("cluster", 204, "u32", 0),
             ("route", 208, "u32", 0), ("head", 212, "u32", 0), ("cookie", 216, "u64", 0), ("start_ns", 224, "u64", 0),
             ("closed_ns", 232, "u64", 0), ("home", 240, "u32", 0), ("requests", 244, "u32", 0),
+            ("lendings", 248, "u32", 0), ("pad", 252, "u32", 0),
         ),
     ),
     "up_control": (

@@ -12,8 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nodeagent.bpf import objects
-from nodeagent.bpf.abc import AttachType, Kernel, LoadOptions, Map, Program
-from nodeagent.bpf.errors import NotPinnedError, ObjectFileError
+from nodeagent.bpf.abc import AttachType, Kernel, LoadOptions, Map, Object, Program
+from nodeagent.bpf.errors import (
+    BpfError,
+    IncompatibleMapError,
+    NotPinnedError,
+    ObjectFileError,
+    PermissionDeniedError,
+)
 from nodeagent.node.paths import NodePaths
 
 
@@ -47,6 +53,8 @@ HOME_SLOTS: tuple[Slot, ...] = tuple(slot for slot in SLOTS if slot.name == "soc
 """Home's own cgroup: its upstreams must be recognised when they are established."""
 
 CONTROL = "up_control"
+OLDER = {"tc_workload.bpf.o": "tc_workload_old.bpf.o"}
+"""The same programs for kernels that refuse the first: before 6.2, see kernel/context.h."""
 OBJECTS = ("sock_addr.bpf.o", "sockops.bpf.o", "tc_workload.bpf.o", "tc_host.bpf.o", "control.bpf.o")
 
 
@@ -83,7 +91,7 @@ def load(
     options = LoadOptions(pin_dir=paths.maps, max_entries=max_entries, constants=constants)
     try:
         for path in files or tuple(objects.find(name) for name in OBJECTS):
-            loaded = kernel.load(path, options)
+            loaded = _load(kernel, path, options)
             for name, program in loaded.programs.items():
                 if name in fresh.programs:
                     raise ObjectFileError(f"BPF object {path}", f"program {name} is in another object, too")
@@ -99,6 +107,20 @@ def load(
         fresh.close()
         raise
     return fresh
+
+
+def _load(kernel: Kernel, path: Path, options: LoadOptions) -> Object:
+    """Loads an object, or the one for older kernels beside it. The error of the first is raised if neither is taken."""
+    try:
+        return kernel.load(path, options)
+    except BpfError as error:
+        older = path.with_name(OLDER.get(path.name, path.name))
+        if older == path or not older.is_file() or isinstance(error, (PermissionDeniedError, IncompatibleMapError)):
+            raise
+        try:
+            return kernel.load(older, options)
+        except BpfError:
+            raise error from None
 
 
 def _settle(kernel: Kernel, paths: NodePaths, fresh: Loaded, name: str, program: Program) -> None:

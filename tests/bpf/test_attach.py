@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.abi.numbers import Counter
 from nodeagent.bpf import objects
 from nodeagent.bpf.abc import AttachType, LinkInfo
 from nodeagent.bpf.errors import NoSuchDeviceError
@@ -104,7 +105,11 @@ def test_an_upgrade_under_load_fails_no_request(node: LittleNode, tmp_path: Path
     for name in programs.OBJECTS:
         shutil.copy(objects.find(name), other / name)
     build = objects.find("vmlinux.h").parent
-    source = (kernel / "tc_host.bpf.c").read_text().replace("return 0;", "return skb->len > 1 << 30;")
+    source = (
+        (kernel / "tc_host.bpf.c")
+        .read_text()
+        .replace("skb->len;\n\t}\n\treturn 0;", "skb->len;\n\t}\n\treturn skb->len > 1 << 30;")
+    )
     (kernel_copy := other / "tc_host.bpf.c").write_text(source)
     subprocess.run(
         ["clang-19", "-g", "-O2", "-target", "bpf", "-mcpu=v3", "-D__TARGET_ARCH_x86", "-D__BPF__", f"-I{build}",
@@ -146,3 +151,48 @@ def test_a_workload_that_is_not_there(node: LittleNode) -> None:
     with pytest.raises(NoSuchDeviceError, match="has gone"):
         node.attacher.attach(gone)
     node.attacher.detach("default/client", gone)
+
+
+REFUSED = """
+#include "maps.h"
+extern void up_no_such_function_of_a_kernel(void) __ksym;
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+SEC("tc") int up_egress(struct __sk_buff *skb) { up_no_such_function_of_a_kernel(); return skb->len > 1 << 30; }
+SEC("tc") int up_ingress(struct __sk_buff *skb) { return skb->len > 1 << 30; }
+"""
+
+
+def test_a_kernel_that_refuses_the_programs_gets_the_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What kernels before 6.2 do: the object names a function that they lack. Requests are switched all the same."""
+    mine = tmp_path / "objects"
+    shutil.copytree(objects.find("tc_workload.bpf.o").parent, mine)
+    kernel = Path(__file__).parents[2] / "kernel"
+    (mine / "tc_workload.bpf.c").write_text(REFUSED)
+    subprocess.run(
+        ["clang-19", "-g", "-O2", "-target", "bpf", "-mcpu=v3", "-D__TARGET_ARCH_x86", "-D__BPF__", f"-I{mine}",
+         f"-I{kernel}/include", f"-I{kernel}", "-c", str(mine / "tc_workload.bpf.c"),
+         "-o", str(mine / "tc_workload.bpf.o")],
+        check=True,
+    )  # fmt: skip
+    monkeypatch.setenv("UNDERPASS_OBJECTS", str(mine))
+    with LittleNode(tmp_path) as node:
+        client, servers = node.pod("client", 11), [node.pod("a", 12), node.pod("b", 13)]
+        for number, server in enumerate(servers, 1):
+            node.serve(server)
+            node.cluster(number, node.endpoint(number, server))
+            node.route(server.name, number, (1, number))
+        node.service()
+        node.enroll(client, 7)
+        node.start_home()
+        hosts = ["a", "b", "b", "a"] * 50
+        requests = [{"send": f"GET /?bytes=3000 HTTP/1.1\r\nHost: {host}\r\n\r\n"} for host in hosts]
+        (order := tmp_path / "order.json").write_text(
+            json.dumps({"host": VIP4, "port": SERVICE_PORT, "requests": requests})
+        )
+        support = str(Path(__file__).parents[1] / "support" / "keepalive_client.py")
+        answers = json.loads(node.run(client, [sys.executable, support, str(order)]))
+        assert [answer.get("status") for answer in answers] == [200] * len(hosts)
+        assert node.counter(Counter.KERNEL) >= len(hosts) - 10
+        assert node.counter(Counter.SWITCHES) >= len(hosts) // 2 - 10
