@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane.model import targets
 from controlplane.model.gateway_api import Combined, combine
 from controlplane.model.gateway_objects import KubeGateway, KubeReferenceGrant, KubeRoute
 from controlplane.model.hosts import is_wildcard, matches
@@ -70,6 +71,7 @@ def build(
         sidecars=tuple(by_kind["Sidecar"]),
         peer_authentications=tuple(by_kind["PeerAuthentication"]),
         authorization_policies=tuple(by_kind["AuthorizationPolicy"]),
+        request_authentications=tuple(by_kind["RequestAuthentication"]),
         providers=providers.usable,
         trust_domain=trust_domain,
         domain=domain,
@@ -81,6 +83,8 @@ def build(
         notes[key].extend(remarks)
     for key, found in review.notes.items():
         notes[key].extend(found)
+    for key, note in targets.review(mesh, objects):
+        notes[key].append(note)
     for config in by_kind["ConfigMap"]:
         if config is settings:
             notes[config.meta.key].extend(

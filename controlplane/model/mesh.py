@@ -218,6 +218,7 @@ class Mesh:
     sidecars: tuple[Config, ...] = ()
     peer_authentications: tuple[Config, ...] = ()
     authorization_policies: tuple[Config, ...] = ()
+    request_authentications: tuple[Config, ...] = ()
     providers: Mapping[str, Provider] = field(default_factory=dict)
     trust_domain: str = "cluster.local"
     domain: str = "cluster.local"

@@ -58,8 +58,6 @@ IGNORED_GROUPS: Final = frozenset(
     }
 )
 _UNSERVED: Final = "no support for this kind yet: the object has no effect here"
-#: Kinds that are read but not enforced anywhere.  To accept them would be to promise protection that is not there.
-_NOT_ENFORCED: Final = {"RequestAuthentication": "tokens are not verified yet, so this policy would protect nothing"}
 
 
 def convert(document: RawDocument, modified: float = 0.0) -> Outcome | None:
@@ -82,8 +80,6 @@ def convert(document: RawDocument, modified: float = 0.0) -> Outcome | None:
         if wanted is not None and wanted[0] == group:
             about = kubernetes_objects.meta(reader, kind, source, modified)
             key = about.key
-            if kind in _NOT_ENFORCED:
-                raise RejectedError("unsupported-kind", f"{kind}: {_NOT_ENFORCED[kind]}")
             parsed = istio.parse(wanted[1], reader.sub("spec").mapping())
             notes = [
                 Note(_line(document, f"spec.{path}"), "unknown-field", f"unknown field {path}: it has no effect")

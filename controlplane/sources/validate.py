@@ -19,9 +19,9 @@ from controlplane.sources.validate_scope import (
     authorization_policy,
     gateway,
     peer_authentication,
-    request_authentication,
     sidecar,
 )
+from controlplane.sources.validate_tokens import request_authentication
 from controlplane.sources.validate_virtual import virtual_service
 
 _CHECKS: Final[Mapping[str, Callable[[Config, Findings], None]]] = {

@@ -9,6 +9,7 @@ from controlplane.model.objects import Config
 from controlplane.sources.findings import Findings
 from controlplane.sources.validate_destination import connection_pool
 from controlplane.sources.validate_registry import PROTOCOLS
+from controlplane.sources.validate_tokens import targets
 from controlplane.sources.validate_virtual import destination
 
 _TLS_FILES_MODES: Final = {1: "SIMPLE", 2: "MUTUAL", 5: "OPTIONAL_MUTUAL"}
@@ -114,12 +115,8 @@ _ENVOYS_ONLY: Final = "only Envoys of this control plane enforce it; underpass-a
 def authorization_policy(config: Config, out: Findings) -> None:
     """Check an AuthorizationPolicy."""
     spec = config.spec
-    if get(config.meta.annotations, "istio.io/dry-run") != "true":
+    if not targets(config, out) and get(config.meta.annotations, "istio.io/dry-run") != "true":
         out.note("not-enforced", _ENVOYS_ONLY)
-    if spec.HasField("selector") and (spec.HasField("target_ref") or spec.target_refs):
-        out.error("conflicting-settings", "selector and targetRefs exclude each other")
-    if spec.HasField("target_ref") or spec.target_refs:
-        out.error("unsupported-target", "targetRefs are not enforced yet (waypoints, Gateway API); use a selector")
     custom = spec.action == 3
     if custom and not spec.provider.name:
         out.error("no-provider", "action CUSTOM needs provider.name")
@@ -163,17 +160,3 @@ def peer_authentication(config: Config, out: Findings) -> None:
     names = spec.mtls.DESCRIPTOR.fields_by_name["mode"].enum_type.values_by_number
     if any(names[mode].name == "STRICT" for mode in modes if mode in names):
         out.note("not-enforced", f"STRICT: {_ENVOYS_ONLY}")
-
-
-def request_authentication(config: Config, out: Findings) -> None:
-    """Check a RequestAuthentication."""
-    spec = config.spec
-    out.note("not-enforced", "nothing that this control plane serves checks tokens yet")
-    if spec.HasField("selector") and (spec.HasField("target_ref") or spec.target_refs):
-        out.error("conflicting-settings", "selector and targetRefs exclude each other")
-    for index, rule in enumerate(spec.jwt_rules):
-        path = f"jwtRules[{index}]"
-        if not rule.issuer:
-            out.error("no-issuer", "issuer is missing", path)
-        if rule.jwks_uri and not rule.jwks_uri.startswith(("http://", "https://")):
-            out.error("bad-uri", f"jwksUri {rule.jwks_uri!r} is not an http or https URL", path)

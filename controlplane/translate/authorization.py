@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from controlplane.model.labels import Labels, freeze, get, selects
+from controlplane.model.labels import get
 from controlplane.model.mesh import Mesh, Provider
 from controlplane.model.objects import Config
 from controlplane.translate import external
+from controlplane.translate.targets import Spot, attached
 from underpass.api import envoy
 
 HTTP_RBAC: Final = "envoy.filters.http.rbac"
@@ -48,19 +49,9 @@ class Enforcement:
     tcp: tuple[Any, ...] = ()
 
 
-def selected(mesh: Mesh, namespace: str, labels: Labels) -> list[Config]:
-    """Policies that judge what this workload receives: its namespace's and the root namespace's, by selector."""
-    return [
-        policy
-        for policy in mesh.authorization_policies
-        if policy.meta.key.namespace in (namespace, mesh.root_namespace)
-        and selects(freeze(policy.spec.selector.match_labels), labels)
-    ]
-
-
-def enforcement(mesh: Mesh, namespace: str, labels: Labels) -> Enforcement:
-    """Return the filters that enforce the policies of a workload in ``namespace`` with ``labels``."""
-    policies = sorted(selected(mesh, namespace, labels), key=lambda policy: policy.meta.age)
+def enforcement(mesh: Mesh, spot: Spot) -> Enforcement:
+    """Return the filters that enforce the policies which count at ``spot``."""
+    policies = sorted(attached(mesh.authorization_policies, mesh, spot), key=lambda policy: policy.meta.age)
     trust = Trust(mesh.trust_domain)
     http, tcp = (tuple(filters(policies, trust, mesh.providers, tcp=tcp)) for tcp in (False, True))
     return Enforcement(http, tcp)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from hashlib import blake2b
 
 from controlplane.model.mesh import Mesh, Port, Service
 from controlplane.model.node import Node
-from controlplane.translate import ambient, clusters, gateway, grpc_client, inbound, names, outbound, virtual_hosts
+from controlplane.translate import (
+    ambient,
+    clusters,
+    gateway,
+    grpc_client,
+    inbound,
+    names,
+    outbound,
+    tokens,
+    virtual_hosts,
+)
 from controlplane.translate.endpoints import depends_on_place, load_assignment
 from controlplane.translate.memo import Memo
 from controlplane.translate.peer import service_mode
 from controlplane.translate.policy import resolve
+from controlplane.translate.protection import protection
 from controlplane.translate.resources import Message, Resources
 from controlplane.translate.scope import Scope, ScopeKey, build_scope, relevant_labels, scope_key
+from controlplane.translate.targets import Spot
 
 
 class Prepared:
@@ -69,11 +82,14 @@ class Prepared:
         """Return the inbound resources of a sidecar; the same objects as in the last generation if nothing changed."""
         served = tuple(inbound.served(self.mesh, node))
         rules = tuple(scope.rules.get(item.services[0].hostname) for item in served)
-        inputs = (served, tuple(rule.sources if rule is not None else () for rule in rules))
+        spot = Spot.of(node.type, node.namespace, node.labels)
+        keys = tokens.fetches(tokens.rules(self.mesh, spot), scope)
+        inputs = (served, tuple(rule.sources if rule is not None else () for rule in rules), keys)
         found = self._own.get(node.view) or self._own_before.get(node.view)
         if found is None or found[0] != inputs:
-            listener = _same(self.memo, inbound.listener(self.mesh, node))
-            made = inbound.clusters(self.mesh, node, scope)
+            guard = protection(self.mesh, scope, spot)
+            listener = _same(self.memo, inbound.listener(self.mesh, node, guard))
+            made = {**inbound.clusters(self.mesh, node, scope), **guard.clusters}
             found = (
                 inputs,
                 {
@@ -89,6 +105,7 @@ def _inbound_settings(mesh: Mesh) -> tuple[object, ...]:
     """What every inbound listener depends on, besides the workload and the services that lead to it."""
     return (
         mesh.authorization_policies,
+        mesh.request_authentications,
         tuple(mesh.providers.items()),
         mesh.peer_authentications,
         mesh.trust_domain,
@@ -181,7 +198,8 @@ def _outbound(prepared: Prepared, scope: Scope) -> dict[str, dict[str, Message]]
             cds[names.BLACK_HOLE] = memo.get("black-hole", clusters.black_hole)
             if scope.key.type == "sidecar":
                 cds[names.PASSTHROUGH] = memo.get("passthrough", partial(clusters.passthrough, names.PASSTHROUGH))
-    lds, rds = memo.get(_depends_routes(scope, mesh), partial(_listeners_and_routes, scope, mesh, memo))
+    lds, rds, more = memo.get(_depends_routes(scope, mesh), partial(_listeners_and_routes, scope, mesh, memo))
+    cds.update(more)
     out = {names.LISTENER: lds, names.ROUTE: rds, names.CLUSTER: cds, names.ENDPOINT: eds}
     return {kind: dict(sorted(table.items())) for kind, table in out.items()}
 
@@ -198,6 +216,7 @@ def _depends_routes(scope: Scope, mesh: Mesh) -> tuple[object, ...]:
     )
     if scope.key.type == "router":
         pools += (mesh.gateways, mesh.authorization_policies, tuple(mesh.providers.items()), mesh.trust_domain)
+        pools += (mesh.request_authentications,)
         pools += tuple(
             mesh.endpoints_of(service, port.number)
             for service in mesh.services
@@ -218,7 +237,11 @@ def _depends_routes(scope: Scope, mesh: Mesh) -> tuple[object, ...]:
     )
 
 
-def _listeners_and_routes(scope: Scope, mesh: Mesh, memo: Memo) -> tuple[dict[str, Message], dict[str, Message]]:
+def _listeners_and_routes(
+    scope: Scope, mesh: Mesh, memo: Memo
+) -> tuple[dict[str, Message], dict[str, Message], dict[str, Message]]:
+    """Listeners, routes, and the clusters that are there for their sake."""
+    cds: Mapping[str, Message] = {}
     lds: dict[str, Message] = {}
     rds: dict[str, Message] = {}
     if scope.key.generator == "grpc":
@@ -231,10 +254,13 @@ def _listeners_and_routes(scope: Scope, mesh: Mesh, memo: Memo) -> tuple[dict[st
             rds[made.name] = made
         lds = outbound.listeners(scope, mesh)
     elif scope.key.type == "router":
-        lds, rds = gateway.resources(scope, mesh)
+        guard = protection(mesh, scope, Spot.of(scope.key.type, scope.key.namespace, scope.key.labels))
+        lds, rds = gateway.resources(scope, mesh, guard)
+        cds = guard.clusters
     return (
         {name: _same(memo, item) for name, item in lds.items()},
         {name: _same(memo, item) for name, item in rds.items()},
+        {name: _same(memo, item) for name, item in cds.items()},
     )
 
 

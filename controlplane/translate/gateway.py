@@ -15,8 +15,8 @@ from controlplane.model.labels import freeze, selects
 from controlplane.model.mesh import Mesh, fqdn
 from controlplane.model.objects import Config
 from controlplane.translate import filters, names
-from controlplane.translate.authorization import Enforcement, enforcement
 from controlplane.translate.outbound import forward_filter, listener_name
+from controlplane.translate.protection import Protection
 from controlplane.translate.route_match import is_catch_all
 from controlplane.translate.routes import Place, metadata, virtual_service_routes
 from controlplane.translate.scope import Scope
@@ -101,8 +101,8 @@ def _listen_port(port: Any, scope: Scope, mesh: Mesh) -> int:
     return int(port.target_port or port.number)
 
 
-def resources(scope: Scope, mesh: Mesh) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return listeners and route configurations."""
+def resources(scope: Scope, mesh: Mesh, rules: Protection) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return listeners, behind what protects the gateway, and route configurations."""
     listeners: dict[str, Any] = {}
     routes: dict[str, list[Served]] = {}
     by_port: dict[tuple[str, int], list[Served]] = {}
@@ -113,7 +113,7 @@ def resources(scope: Scope, mesh: Mesh) -> tuple[dict[str, Any], dict[str, Any]]
             routes.setdefault(item.route, []).append(item)
     for (address, port), items in by_port.items():
         name = listener_name(address, port)
-        listener = _listener(name, address, port, items, scope, mesh)
+        listener = _listener(name, address, port, items, scope, mesh, rules)
         if listener.filter_chains:
             listeners[name] = listener
     rds = {name: _configuration(name, items, scope, mesh) for name, items in routes.items()}
@@ -121,14 +121,15 @@ def resources(scope: Scope, mesh: Mesh) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 # ---------------------------------------------------------------------------------------------------- listeners
-def _listener(name: str, address: str, port: int, items: list[Served], scope: Scope, mesh: Mesh) -> Any:
+def _listener(
+    name: str, address: str, port: int, items: list[Served], scope: Scope, mesh: Mesh, rules: Protection
+) -> Any:
     out = envoy.Listener(
         name=name,
         address={"socket_address": {"address": address, "port_value": port}},
         traffic_direction="OUTBOUND",
         max_connections_to_accept_per_socket_event={"value": 1},
     )
-    rules = enforcement(mesh, scope.key.namespace, scope.key.labels)
     plain = [item for item in items if item.protocol in _HTTP]
     if plain:
         out.filter_chains.append(
@@ -147,7 +148,7 @@ def _listener(name: str, address: str, port: int, items: list[Served], scope: Sc
     return out
 
 
-def _chains(item: Served, name: str, scope: Scope, mesh: Mesh, rules: Enforcement) -> Iterable[Any]:
+def _chains(item: Served, name: str, scope: Scope, mesh: Mesh, rules: Protection) -> Iterable[Any]:
     if item.protocol in _HTTP:
         return
     if item.is_http:
@@ -206,7 +207,7 @@ def _server_tls(tls: Any, *, http: bool) -> Any:
     return envoy.TransportSocket(name=TLS_SOCKET, typed_config=envoy.pack_any(context))
 
 
-def _l4(item: Served, kind: str, scope: Scope, mesh: Mesh, socket: Any, rules: Enforcement) -> Iterable[Any]:
+def _l4(item: Served, kind: str, scope: Scope, mesh: Mesh, socket: Any, rules: Protection) -> Iterable[Any]:
     """Chains of tls (by SNI) or tcp rules of the VirtualServices bound to this server."""
     for config in _bound(item, scope):
         place = _place(item, config)

@@ -9,9 +9,9 @@ from typing import Any, Final
 from controlplane.model.mesh import HTTP_PROTOCOLS, Mesh, Port, Service
 from controlplane.model.node import Node
 from controlplane.translate import filters, names
-from controlplane.translate.authorization import Enforcement, enforcement
 from controlplane.translate.clusters import inbound_cluster, passthrough
 from controlplane.translate.peer import Mode, special_ports, workload_mode
+from controlplane.translate.protection import Protection
 from controlplane.translate.routes import metadata
 from controlplane.translate.scope import Scope
 from controlplane.translate.tls import server_mutual
@@ -96,12 +96,12 @@ def _route(cluster: str, port: int, operation: str, service: Service | None) -> 
     return envoy.RouteConfiguration(name=cluster, virtual_hosts=[host], validate_clusters={"value": False})
 
 
-def _http(cluster: str, port: int, stat: str, operation: str, service: Service | None, rules: Enforcement) -> Any:
+def _http(cluster: str, port: int, stat: str, operation: str, service: Service | None, rules: Protection) -> Any:
     configuration = _route(cluster, port, operation, service)
     return [filters.inbound_http(f"{stat};", configuration, rules.http)]
 
 
-def _tcp(cluster: str, rules: Enforcement) -> list[Any]:
+def _tcp(cluster: str, rules: Protection) -> list[Any]:
     return [*rules.tcp, filters.tcp(cluster)]
 
 
@@ -175,12 +175,11 @@ def _declared(kind: _Kind, mode: Mode, trust_domain: str, *, http: bool) -> list
     return out
 
 
-def listener(mesh: Mesh, node: Node) -> Any:
-    """``virtualInbound``: every captured inbound connection."""
+def listener(mesh: Mesh, node: Node, rules: Protection) -> Any:
+    """``virtualInbound``: every captured inbound connection, behind what protects the workload."""
     family = 6 if node.ips and ":" in node.ips[0] else 4
     wildcard = names.WILDCARD[family]
     ports = served(mesh, node)
-    rules = enforcement(mesh, node.namespace, node.labels)
 
     def mode_of(port: int) -> Mode:
         return workload_mode(mesh, node.namespace, node.labels, port)

@@ -15,6 +15,7 @@ from controlplane.model.hosts import is_wildcard
 from controlplane.model.mesh import Mesh, Service
 from controlplane.model.node import Node
 from controlplane.model.objects import Config, Key
+from controlplane.model.targets import target_refs
 from controlplane.translate import prepare, translate
 from nodeagent.cache.resources import Value
 from nodeagent.cache.store import Decoder, Resources, resources_from
@@ -221,7 +222,11 @@ def _rules(mesh: Mesh, compiled: _Compiled, key: Key, in_force: bool) -> Iterato
     elif key.kind == "AuthorizationPolicy":
         policy = next((c for c in mesh.authorization_policies if c.meta.key == key), None)
         if policy is not None:
-            yield from _policy(policy)
+            yield from _policy(policy, "rules", policy.spec.rules)
+    elif key.kind == "RequestAuthentication":
+        tokens = next((c for c in mesh.request_authentications if c.meta.key == key), None)
+        if tokens is not None and tokens.spec.jwt_rules:
+            yield from _policy(tokens, "jwtRules", tokens.spec.jwt_rules)
     elif key.kind == "PeerAuthentication":
         peer = next((c for c in mesh.peer_authentications if c.meta.key == key), None)
         if peer is not None:
@@ -365,12 +370,17 @@ def _refused(compiled: _Compiled, service: Service, port: int) -> str:
 _NOT_ENFORCED: Final = "the kernel does not enforce it yet; only an Envoy sidecar of this control plane would"
 
 
-def _policy(config: Config) -> Iterator[Rule]:
-    for index in range(len(config.spec.rules)):
-        path = f"rules[{index}]"
-        yield Rule(path, index, "", config.line(path), UNSUPPORTED, _NOT_ENFORCED)
-    if not config.spec.rules:
-        yield Rule("action", 0, "", config.line("action"), UNSUPPORTED, _NOT_ENFORCED)
+_TARGETED: Final = "enforced by the Envoys that it is for"
+
+
+def _policy(config: Config, field: str, rules: Sequence[Any]) -> Iterator[Rule]:
+    targeted = bool(target_refs(config))
+    where, why = (GATEWAY, _TARGETED) if targeted else (UNSUPPORTED, _NOT_ENFORCED)
+    for index in range(len(rules)):
+        path = f"{field}[{index}]"
+        yield Rule(path, index, "", config.line(path), where, why)
+    if not rules:
+        yield Rule("action", 0, "", config.line("action"), where, why)
 
 
 def _peer(config: Config) -> Iterator[Rule]:
@@ -392,7 +402,7 @@ def _verdict_problems(done: Analysis) -> Iterator[Problem]:
         if verdict.state != "accepted":
             yield Problem(ERROR, verdict.code, verdict.file, verdict.line, *who, f"{verdict.state}: {verdict.reason}")
         for note in verdict.notes:
-            if note.code == "not-enforced" and verdict.kind != "RequestAuthentication":
+            if note.code == "not-enforced":
                 continue  # an error here, rule by rule
             yield Problem(WARNING, note.code, verdict.file, note.line, *who, note.message)
 

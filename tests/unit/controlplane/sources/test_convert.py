@@ -172,12 +172,6 @@ def test_security_rejections() -> None:
         assert result.code == code
 
 
-def test_what_is_not_enforced_is_not_accepted() -> None:
-    result = one(istio("RequestAuthentication", "jwtRules: [{issuer: a}]", "security.istio.io"))
-    assert isinstance(result, Rejected)
-    assert result.code == "unsupported-kind"
-
-
 def test_several_errors_are_one_message() -> None:
     result = one(istio("VirtualService", "hosts: [a]\nhttp:\n- timeout: 1us\n- redirect: {}"))
     assert isinstance(result, Rejected)
