@@ -36,3 +36,7 @@ class ApplyError(AgentError):
 
 class NotRunningError(AgentError):
     """Pinned maps of a node were asked for and are not there: no agent has set this node up."""
+
+
+class RuleError(AgentError):
+    """A rule in the maps cannot be read: who wrote it and who reads it are of different builds."""

@@ -190,7 +190,8 @@ class _Explainer:
         names = [name for name, _ in clusters]
         drawn = self._names[NameKind.CLUSTER].get(decision.cluster, "").partition(" # ")[0]
         chosen = self._candidate(decision.endpoint, drawn) if decision.endpoint else None
-        reason = REASON_LABELS.get(decision.reason, str(decision.reason)) if decision.reason else ""
+        punt = decision.reason or decision.punt
+        reason = REASON_LABELS.get(punt, str(punt)) if punt else ""
         status = status_of(decision.reason) if decision.reason and self._home == "underpass-home" else 0
         if not reason and chosen is not None:
             reason = chosen.obstacle  # of the kernel alone: home can reach any endpoint

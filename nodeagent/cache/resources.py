@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from nodeagent.rules.model import NO_RULE, DirectReply, Redirect, Retry, Rule
+
 
 class PathKind(StrEnum):
     """How a route's path is compared (query string excluded)."""
@@ -80,17 +82,6 @@ class WeightedCluster:
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
-    """A retry policy. `on` is sorted; `codes` are the extra statuses for `retriable-status-codes`."""
-
-    on: tuple[str, ...]
-    attempts: int
-    per_try_timeout: float = 0.0
-    codes: tuple[int, ...] = ()
-    unsupported: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Forward:
     """Send the request to one of `clusters` by weight. `timeout` 0 means none; None means Envoy's default of 15 s."""
 
@@ -101,27 +92,13 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
-class Redirect:
-    """Answer with a redirect; details are the waypoint's. `code` 0: one that this schema does not know."""
-
-    code: int
-
-
-@dataclass(frozen=True, slots=True)
-class DirectResponse:
-    """Answer with a fixed status."""
-
-    status: int
-
-
-@dataclass(frozen=True, slots=True)
 class OtherAction:
     """An action that is none of the above, by name."""
 
     name: str
 
 
-Action = Forward | Redirect | DirectResponse | OtherAction
+Action = Forward | Redirect | DirectReply | OtherAction
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +118,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route: the first of a virtual host whose match holds decides."""
+    """One route: the first of a virtual host whose match holds decides.
+
+    rule: what else the route does, but for what `action` says.
+    """
 
     name: str
     match: RouteMatch
     action: Action
     source: Source | None = None
     unsupported: tuple[str, ...] = ()
+    rule: Rule = NO_RULE
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import re2
@@ -9,13 +10,10 @@ import re2
 from nodeagent.cache.decode import leftovers, parse, seconds, source_of, unique
 from nodeagent.cache.resources import (
     Action,
-    DirectResponse,
     Forward,
     OtherAction,
     PathKind,
     PathMatch,
-    Redirect,
-    Retry,
     Route,
     RouteConfiguration,
     RouteMatch,
@@ -24,40 +22,12 @@ from nodeagent.cache.resources import (
     VirtualHost,
     WeightedCluster,
 )
+from nodeagent.cache.rules import MUTATIONS, Reader
 from nodeagent.errors import ResourceError
+from nodeagent.rules.model import Edits, Rule
 from underpass.api import envoy
 
-#: Field -> feature, for the places where several fields are one feature to a user.
-_MUTATIONS: Final = {
-    "request_headers_to_add": "request-headers",
-    "request_headers_to_remove": "request-headers",
-    "response_headers_to_add": "response-headers",
-    "response_headers_to_remove": "response-headers",
-}
-_ACTION_FEATURES: Final = {
-    **_MUTATIONS,
-    "prefix_rewrite": "rewrite",
-    "regex_rewrite": "rewrite",
-    "path_rewrite": "rewrite",
-    "path_rewrite_policy": "rewrite",
-    "host_rewrite": "rewrite",
-    "host_rewrite_literal": "rewrite",
-    "host_rewrite_header": "rewrite",
-    "host_rewrite_path_regex": "rewrite",
-    "auto_host_rewrite": "rewrite",
-    "append_x_forwarded_host": "request-headers",
-    "rate_limits": "rate-limit",
-    "hash_policy": "consistent-hash",
-}
-_REDIRECTS: Final = {0: 301, 1: 302, 2: 303, 3: 307, 4: 308}
-_PER_FILTER: Final = {
-    "envoy.filters.http.cors": "cors",
-    "envoy.filters.http.local_ratelimit": "rate-limit",
-    "envoy.filters.http.ratelimit": "rate-limit",
-    "envoy.filters.http.rbac": "authorization",
-    "envoy.filters.http.jwt_authn": "jwt",
-    "envoy.filters.http.ext_authz": "ext-authz",
-}
+_ACTION_FEATURES: Final = {"rate_limits": "rate-limit", "hash_policy": "consistent-hash"}
 
 
 def decode_routes(body: bytes) -> RouteConfiguration:
@@ -80,11 +50,10 @@ def routes_from(message: Any) -> RouteConfiguration:
             "typed_per_filter_config",
             "request_mirror_policies",
             "metadata",
+            *MUTATIONS,
         ),
-        _MUTATIONS,
     )
-    extra += _per_filter(message.typed_per_filter_config) + _mirrors(message.request_mirror_policies)
-    hosts = tuple(_virtual_host(vhost) for vhost in message.virtual_hosts)
+    hosts = tuple(_virtual_host(message, vhost) for vhost in message.virtual_hosts)
     _check_unique(hosts)
     return RouteConfiguration(message.name, hosts, message.ignore_port_in_host_matching, unique(extra))
 
@@ -102,7 +71,7 @@ def _check_unique(hosts: tuple[VirtualHost, ...]) -> None:
             owners[domain] = vhost.name
 
 
-def _virtual_host(message: Any) -> VirtualHost:
+def _virtual_host(table: Any, message: Any) -> VirtualHost:
     if not message.name:
         raise ResourceError("a virtual host has no name")
     if not message.domains:
@@ -119,15 +88,16 @@ def _virtual_host(message: Any) -> VirtualHost:
             "virtual_clusters",
             "typed_per_filter_config",
             "request_mirror_policies",
+            "retry_policy",
             "metadata",
+            *MUTATIONS,
         ),
-        {**_MUTATIONS, "rate_limits": "rate-limit", "require_tls": "require-tls", "retry_policy": "retry"},
+        {"rate_limits": "rate-limit", "require_tls": "require-tls"},
     )
-    extra += _per_filter(message.typed_per_filter_config) + _mirrors(message.request_mirror_policies)
     routes = []
     for index, route in enumerate(message.routes):
         try:
-            routes.append(_route(route))
+            routes.append(_route(table, message, route))
         except ResourceError as error:
             label = f"route {index}" + (f" ({route.name})" if route.name else "")
             raise ResourceError(f"virtual host {message.name!r}, {label}: {error}") from None
@@ -135,7 +105,7 @@ def _virtual_host(message: Any) -> VirtualHost:
     return VirtualHost(message.name, domains, tuple(routes), unique(extra))
 
 
-def _route(message: Any) -> Route:
+def _route(table: Any, vhost: Any, message: Any) -> Route:
     extra = leftovers(
         message,
         (
@@ -152,26 +122,49 @@ def _route(message: Any) -> Route:
             "tracing",
             "typed_per_filter_config",
             "per_request_buffer_limit_bytes",
+            *MUTATIONS,
         ),
-        _MUTATIONS,
     )
-    extra += _per_filter(message.typed_per_filter_config)
+    reader = Reader()
+    match = _match(message.match)
+    matched = len(match.path.value.encode()) if match.path.kind in (PathKind.PREFIX, PathKind.SEPARATED) else -1
     kind = message.WhichOneof("action")
+    rule = _levels(reader, table, vhost, message)
     action: Action
     if kind == "route":
-        action, more = _forward(message.route)
+        action, more = _forward(message.route, vhost, reader)
         extra += more
+        policies = message.route.request_mirror_policies or vhost.request_mirror_policies
+        rule = replace(
+            rule,
+            destinations=reader.destinations(message.route.weighted_clusters),
+            rewrite=reader.rewrite(message.route, matched),
+            mirrors=reader.mirrors(policies or table.request_mirror_policies),
+        )
     elif kind == "redirect":
-        action = Redirect(code=_REDIRECTS.get(message.redirect.response_code, 0))
+        action = reader.redirect(message.redirect, matched)
     elif kind == "direct_response":
         if not 200 <= message.direct_response.status < 600:
             raise ResourceError(f"direct response with status {message.direct_response.status}")
-        action = DirectResponse(message.direct_response.status)
+        action = reader.direct(message.direct_response)
     elif kind is None:
         raise ResourceError("the route has no action")
     else:
         action = OtherAction(kind.replace("_", "-"))
-    return Route(message.name, _match(message.match), action, source_of(message), unique(extra))
+    return Route(message.name, match, action, source_of(message), unique(extra + reader.refused), rule)
+
+
+def _levels(reader: Reader, table: Any, vhost: Any, route: Any) -> Rule:
+    """What the three levels say together about headers and filters."""
+    last = table.most_specific_header_mutations_wins
+    levels = (table, vhost, route) if last else (route, vhost, table)
+    changes = [(reader.edits(level, "request"), reader.edits(level, "response")) for level in levels]
+    return replace(
+        reader.filters(route, vhost, table),
+        request=tuple(request for request, _ in changes if request != Edits()),
+        response=tuple(response for _, response in changes if response != Edits()),
+        specific_last=last and route.HasField("route") and route.route.HasField("weighted_clusters"),
+    )
 
 
 def _match(message: Any) -> RouteMatch:
@@ -296,7 +289,7 @@ def _regex(pattern: str) -> str:
     return pattern
 
 
-def _forward(message: Any) -> tuple[Action, list[str]]:
+def _forward(message: Any, vhost: Any, reader: Reader) -> tuple[Action, list[str]]:
     extra = leftovers(
         message,
         (
@@ -317,17 +310,21 @@ def _forward(message: Any) -> tuple[Action, list[str]]:
             "flush_timeout",
             # selects the circuit breaker's class, which is named on the cluster when it limits anything
             "priority",
+            "prefix_rewrite",
+            "regex_rewrite",
+            "host_rewrite_literal",
         ),
         _ACTION_FEATURES,
     )
-    extra += _mirrors(message.request_mirror_policies)
     if message.HasField("idle_timeout") and seconds(message.idle_timeout) > 0:
-        extra.append("timeout")
+        extra.append("idle-timeout")
     timeout = seconds(message.timeout) if message.HasField("timeout") else None
     if message.HasField("max_stream_duration") and message.max_stream_duration.HasField("max_stream_duration"):
         # It takes the place of `timeout` (proxyless and inbound routes).
         timeout = seconds(message.max_stream_duration.max_stream_duration)
-    retry = _retry(message.retry_policy) if message.HasField("retry_policy") else None
+    retry = None
+    if message.HasField("retry_policy") or vhost.HasField("retry_policy"):
+        retry = reader.retry(message.retry_policy if message.HasField("retry_policy") else vhost.retry_policy)
     not_found = 500 if message.cluster_not_found_response_code == 2 else 503
     if message.cluster_not_found_response_code == 1:
         not_found = 404
@@ -350,8 +347,8 @@ def _weighted(message: Any) -> tuple[tuple[WeightedCluster, ...], list[str]]:
     for item in message.clusters:
         if not item.name:
             extra.append("cluster-header")
-        extra += leftovers(item, ("name", "weight", "typed_per_filter_config"), _ACTION_FEATURES)
-        extra += _per_filter(item.typed_per_filter_config)
+        extra += leftovers(item, ("name", "weight", "typed_per_filter_config", *MUTATIONS), _ACTION_FEATURES)
+        extra += [f"destination filter {name}" for name in sorted(item.typed_per_filter_config)]
         clusters.append(WeightedCluster(item.name, item.weight.value))
     if not clusters:
         raise ResourceError("weighted_clusters is empty")
@@ -361,47 +358,3 @@ def _weighted(message: Any) -> tuple[tuple[WeightedCluster, ...], list[str]]:
     if total > 0xFFFFFFFF:
         raise ResourceError(f"the weights of a route's clusters sum up to {total}, more than 2^32 - 1")
     return tuple(clusters), extra
-
-
-def _retry(message: Any) -> Retry:
-    extra = leftovers(
-        message,
-        (
-            "retry_on",
-            "num_retries",
-            "per_try_timeout",
-            "retriable_status_codes",
-            "retry_host_predicate",
-            "host_selection_retry_max_attempts",
-            "retry_back_off",
-        ),
-    )
-    per_try = seconds(message.per_try_timeout) if message.HasField("per_try_timeout") else 0.0
-    attempts = message.num_retries.value if message.HasField("num_retries") else 1
-    on = tuple(sorted(part.strip() for part in message.retry_on.split(",") if part.strip()))
-    return Retry(on, attempts, per_try, tuple(sorted(message.retriable_status_codes)), unique(extra))
-
-
-def _mirrors(policies: Any) -> list[str]:
-    for policy in policies:
-        fraction = policy.runtime_fraction
-        never = policy.HasField("runtime_fraction") and fraction.default_value.numerator == 0
-        if not never or fraction.runtime_key:
-            return ["mirror"]
-    return []
-
-
-def _per_filter(configs: Any) -> list[str]:
-    found = []
-    for name in sorted(configs):
-        if name == "envoy.filters.http.fault" or configs[name].type_url.endswith(".HTTPFault"):
-            found += _fault(configs[name].value)
-        else:
-            found.append(_PER_FILTER.get(name, f"filter {name}"))
-    return found
-
-
-def _fault(body: bytes) -> list[str]:
-    fault = parse(envoy.HTTPFault, body)
-    names = {"delay": "fault-delay", "abort": "fault-abort", "response_rate_limit": "fault-rate-limit"}
-    return leftovers(fault, ("upstream_cluster", "disable_downstream_cluster_stats"), names)

@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from nodeagent.abi.codec import offset_of
 from nodeagent.abi.layout import STRUCTS
 from nodeagent.abi.numbers import ActionKind, Reason
-from nodeagent.abi.records import Endpoint
+from nodeagent.abi.records import Endpoint, HomeRule
 from nodeagent.bpf.abc import Kernel, Map
 from nodeagent.bpf.errors import BpfError
 from nodeagent.core.libcore import Core, HeadReader, RouteProgram
+from nodeagent.errors import RuleError
+from nodeagent.rules.model import Rule
+from nodeagent.rules.text import decode
 
-MAPS = ("tables", "vhosts", "programs", "clusters", "endpoints", "endpoint_stats")
+MAPS = ("tables", "vhosts", "programs", "clusters", "endpoints", "endpoint_stats", "home_rules")
 """The maps that a decision reads."""
 
 _LIVE, _WILD, _ANY, _IGNORE_PORT = 1, 2, 4, 8  # UP_TABLE_*
 _DIRECT, _ACTION_SIZE = offset_of("up_vhost", "direct"), STRUCTS["up_action"][0]
-_ROUTE, _KIND, _REASON = (offset_of("up_action", name) for name in ("route", "kind", "reason"))
+_ROUTE, _KIND, _REASON, _RULE = (offset_of("up_action", name) for name in ("route", "kind", "reason", "rule"))
+_RULES_KEPT = 1024
 _TURN, _N, _SLOT = (offset_of("up_cluster", name) for name in ("turn", "n", "slot"))
 _ACTIVE = offset_of("up_endpoint_stat", "active")
 
@@ -33,7 +37,8 @@ class Decision:
 
     reason: 0, or why it cannot be forwarded; domain: the virtual host's key; program, route_index: 0 and -1 for a
     virtual host with one plain route; route, cluster, endpoint: ids, 0 as far as it did not get; address: the
-    endpoint's, if `endpoint` is set.
+    endpoint's, if `endpoint` is set; punt: the `up_reason` for which the kernel leaves the request to home though home
+    can serve it; rule: what home has to do then, before and after it chooses an endpoint of `cluster`.
     """
 
     reason: int
@@ -44,6 +49,8 @@ class Decision:
     cluster: int = 0
     endpoint: int = 0
     address: Endpoint | None = None
+    punt: int = 0
+    rule: Rule | None = None
 
 
 class Decider:
@@ -57,9 +64,15 @@ class Decider:
         self.core, self._kernel, self._maps, self._random = core, kernel, maps, random
         self._programs: dict[int, tuple[int, RouteProgram]] = {}  # by program id: id of the inner map, content
         self._turns: dict[int, int] = {}
+        self._rules: dict[int, Rule] = {}  # by their names, which tell their content
 
     def decide(self, head: HeadReader, table: int) -> Decision:
         """The decision for the head that was parsed last, of a client whose service has that route table."""
+        # A rule goes when no route names it any more: who has read such a route a moment ago reads it again.
+        first = self._decide(head, table)
+        return self._decide(head, table) if first.reason == Reason.CAPACITY else first
+
+    def _decide(self, head: HeadReader, table: int) -> Decision:
         flags = self._table_flags(table)
         if not flags & _LIVE:
             return Decision(Reason.NO_TABLE)
@@ -79,6 +92,13 @@ class Decider:
             action = loaded.action(index)
         route = int.from_bytes(action[_ROUTE : _ROUTE + 4], "little")
         kind = action[_KIND]
+        named = int.from_bytes(action[_RULE : _RULE + 8], "little")
+        if kind == ActionKind.PUNT and named:
+            rule = self._rule(named)
+            if rule is None:
+                return Decision(Reason.CAPACITY, domain, program, index, route)
+            cluster = self.core.action_cluster(action, self._random())
+            return Decision(0, domain, program, index, route, cluster, punt=action[_REASON], rule=rule)
         if kind != ActionKind.CLUSTERS:
             reason = action[_REASON] if kind == ActionKind.PUNT else Reason.NO_ROUTE
             return Decision(reason or Reason.ROUTE_OTHER, domain, program, index, route)
@@ -87,6 +107,31 @@ class Decider:
             return Decision(Reason.NO_CLUSTER, domain, program, index, route)
         reason, endpoint, address = self.endpoint(cluster)
         return Decision(reason, domain, program, index, route, cluster, endpoint, address)
+
+    def choose(self, cluster: int, tried: frozenset[int], avoid: int) -> Decision:
+        """An endpoint of a cluster; the choice is repeated `avoid` times at most while it falls on a `tried` one."""
+        while True:
+            reason, endpoint, address = self.endpoint(cluster)
+            if reason or endpoint not in tried or not avoid:
+                return Decision(reason, cluster=cluster, endpoint=endpoint, address=address)
+            avoid -= 1
+
+    def _rule(self, name: int) -> Rule | None:
+        """The rule of that name; None: it is not there, or of another build."""
+        known = self._rules.get(name)
+        if known is None:
+            value = self._maps["home_rules"].lookup(name.to_bytes(8, "little"))
+            if value is None:
+                return None
+            record = HomeRule.unpack(value)
+            try:
+                known = decode(record.text[: record.len])
+            except RuleError:
+                return None
+            if len(self._rules) >= _RULES_KEPT:
+                self._rules.clear()
+            self._rules[name] = known
+        return known
 
     def _table_flags(self, table: int) -> int:
         value = self._maps["tables"].lookup(table.to_bytes(4, "little"))

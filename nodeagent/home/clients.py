@@ -19,11 +19,27 @@ from nodeagent.bpf.abc import Map
 from nodeagent.bpf.errors import BpfError
 from nodeagent.core.decide import Decider, Decision
 from nodeagent.core.libcore import Core, HeadReader, ResponseReader
+from nodeagent.home.commands import (
+    Arm,
+    Close,
+    Command,
+    Copy,
+    Count,
+    Disarm,
+    Forward,
+    Open,
+    Release,
+    Send,
+    Sync,
+)
 from nodeagent.home.control import Control, packed, tuple_key
-from nodeagent.home.loop import ERROR, IN, OUT, Loop, Timer
+from nodeagent.home.ends import Client, Leg, bound
+from nodeagent.home.loop import ERROR, IN, OUT, Loop
+from nodeagent.home.mirrors import Mirrors
 from nodeagent.home.pipes import HIGH, WORTH, Outlet
 from nodeagent.home.pods import Pods, start_connect
-from nodeagent.home.relay import Close, Command, Count, Forward, Open, Relay, Release, Send, Sync, refusal
+from nodeagent.home.relay import Relay, refusal
+from nodeagent.home.requests import exchanges
 from nodeagent.home.upstreams import RESET, Pair
 
 if TYPE_CHECKING:
@@ -36,48 +52,11 @@ _BACKLOG = 4096
 _FREEBIND = 15  # IP_FREEBIND, also for IPv6 sockets
 _ACCEPTS = 64  # at one wake-up, so that others get their turn
 _CONNECT_TIMEOUT = 3.0
-_SOCKET_BUFFER = 1 << 19  # bytes; the kernel keeps twice as many
 _HEAD_TIMEOUT = 60.0
 _LINGER = 2.0
 _LEGS_KEPT, _LEG_IDLE = 8, 3.0  # below the shortest keep-alive of common servers (Node.js: 5 s)
 _GRACE, _GRACE_ROOM = 1.0, 16384
 _FLAGS, _WORKLOAD, _TABLE, _COOKIE = (offset_of("up_conn", name) for name in ("flags", "workload", "table", "cookie"))
-
-
-def _bound(sock: socket.socket) -> None:
-    """Bounds what a stalled peer can leave in our buffers: TCP's own tuning would go on to many megabytes a side."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
-
-
-class Leg:
-    """A connection to an endpoint. client: who uses it now."""
-
-    __slots__ = ("client", "connected", "mask", "out", "pair", "sock", "timer")
-
-    def __init__(self, sock: socket.socket, pair: Pair, client: Client) -> None:
-        self.sock, self.pair = sock, pair
-        self.client: Client | None = client
-        self.connected = False
-        self.mask = OUT
-        self.out = Outlet(sock)
-        self.timer: Timer | None = None
-
-
-class Client:
-    """One home connection. key: its tuple as the pod sees it."""
-
-    __slots__ = ("deadline", "key", "leg", "lingering", "mask", "out", "relay", "sock", "table", "workload")
-
-    def __init__(self, sock: socket.socket, key: bytes) -> None:
-        self.sock, self.key = sock, key
-        self.mask = IN
-        self.relay: Relay | None = None
-        self.out: Outlet | None = None
-        self.leg: Leg | None = None
-        self.workload = self.table = 0
-        self.lingering = False
-        self.deadline = 0.0
 
 
 class Clients:
@@ -96,6 +75,7 @@ class Clients:
         self._loop, self._conns, self._control, self._pods = loop, maps["conns"], control, pods
         self._core, self._decider, self._stats = core, decider, stats
         self._reader = HeadReader(core)
+        self.mirrors = Mirrors(loop, pods, core, decider)
         self._listeners: list[socket.socket] = []
         self._by_key: dict[bytes, Client] = {}
         self._waiting: dict[Client, None] = {}  # those with a deadline
@@ -146,7 +126,7 @@ class Clients:
                 if cause.errno in (errno.EMFILE, errno.ENFILE):
                     log.error("no descriptors left for home connections: %s", cause)
                 return
-            _bound(sock)
+            bound(sock)
             client = Client(sock, tuple_key(packed(peer[0]), peer[1], own, port))
             self.accepted += 1
             if client.key in self._ended and self._has_ended(client):
@@ -188,7 +168,7 @@ class Clients:
 
     def _read_client(self, client: Client) -> None:
         relay, leg = client.relay, client.leg
-        if relay is not None and leg is not None and relay.left >= WORTH and not leg.out.pending:
+        if relay is not None and leg is not None and relay.left >= WORTH and relay.splices and not leg.out.pending:
             try:
                 moved = leg.out.splice_from(client.sock.fileno(), relay.left)
             except BlockingIOError:
@@ -199,7 +179,7 @@ class Clients:
                 self._run(client, relay.endpoint_eof())
                 return
             if moved:
-                relay.client_passed(moved)
+                self._run(client, relay.client_passed(moved))
             else:
                 self._run(client, relay.client_eof())
             return
@@ -229,11 +209,13 @@ class Clients:
             return None
         client.workload = int.from_bytes(entry[_WORKLOAD : _WORKLOAD + 4], "little")
         client.table = int.from_bytes(entry[_TABLE : _TABLE + 4], "little")
+        framing = ResponseReader(self._core)
         client.relay = Relay(
             self._reader.parse,
             lambda: self._decider.decide(self._reader, client.table),
-            ResponseReader(self._core),
+            framing,
             self._core.reason_name,
+            exchanges(self._reader, framing, self._decider),
         )
         return client.relay
 
@@ -248,6 +230,7 @@ class Clients:
             return
         self._loop.remove(client.sock.fileno())
         client.sock.close()
+        self._disarm(client)
         if client.out is not None:
             client.out.close()
         if self._by_key.get(client.key) is client:
@@ -347,6 +330,34 @@ class Clients:
                 self._release(client, command.reusable)
             elif isinstance(command, Close):
                 self._close(client, command.abort)
+            elif isinstance(command, Arm):
+                self._arm(client, command)
+            elif isinstance(command, Disarm):
+                self._disarm(client)
+            elif isinstance(command, Copy):
+                self.mirrors.send(client.workload, command.cluster, command.request, command.head_only)
+
+    def _arm(self, client: Client, command: Arm) -> None:
+        name = command.name
+        client.clocks = client.clocks or {}
+        if name in client.clocks:
+            client.clocks[name].cancel()
+        client.clocks[name] = self._loop.call_later(command.seconds, lambda: self._on_clock(client, name))
+
+    @staticmethod
+    def _disarm(client: Client) -> None:
+        for timer in (client.clocks or {}).values():
+            timer.cancel()
+        client.clocks = None
+
+    def _on_clock(self, client: Client, name: str) -> None:
+        if client.relay is None or client.sock.fileno() < 0:
+            return
+        try:
+            self._run(client, client.relay.timer(name))
+        except OSError:
+            self._client_gone(client)
+        self._settle(client)
 
     def _forward(self, client: Client, data: bytes) -> list[Command]:
         if client.leg is None or client.relay is None:
@@ -386,14 +397,14 @@ class Clients:
             if leg.timer is not None:
                 leg.timer.cancel()
             client.leg = leg
-            return relay.endpoint_opened()
+            return relay.endpoint_opened(reused=True)
         pod, address = self._pods.by_id.get(client.workload), decision.address
         if pod is None or address is None:
             return relay.endpoint_failed("unknown-workload")
         try:
             (sock,) = self._pods.sockets(pod, address, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _bound(sock)
+            bound(sock)
         except (OSError, BpfError) as cause:
             log.warning("no connection of %s to endpoint %d: %s", pod.key, decision.endpoint, cause)
             return relay.endpoint_failed("connect-failed")
@@ -563,11 +574,14 @@ class Clients:
             "syncs": self.syncs,
             "legs": sum(len(kept) for kept in self._legs.values()),
             "closing": len(self._closed),
+            "mirrored": self.mirrors.sent,
+            "mirrors_dropped": self.mirrors.dropped,
         }
 
     def close(self) -> None:
         """Closes everything."""
         self.stop_listening()
+        self.mirrors.close()
         for client in list(self._by_key.values()):
             self._forget_client(client)
         for legs in list(self._legs.values()):

@@ -9,151 +9,27 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 from nodeagent.abi.numbers import HEAD_MAX, Method, Reason
+from nodeagent.home.bodies import Body, ChunkedBody, SizedBody, without_coding
+from nodeagent.home.commands import (
+    Chosen,
+    Close,
+    Command,
+    Count,
+    Forward,
+    Framing,
+    Open,
+    ParsedHead,
+    Release,
+    Send,
+    Sync,
+)
+from nodeagent.home.exchange import Exchange
+from nodeagent.home.exchange import State as ExchangeState
 
-
-class ParsedHead(Protocol):
-    """What the relay needs of a parsed head (`nodeagent.core.libcore.Head`)."""
-
-    @property
-    def reason(self) -> int:
-        """Its `up_reason`, 0 if it is good."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Bytes of the head."""
-        ...
-
-    @property
-    def method(self) -> int:
-        """An `up_method`."""
-        ...
-
-    @property
-    def flags(self) -> int:
-        """UP_HEAD_*."""
-        ...
-
-    @property
-    def body(self) -> int:
-        """Bytes of the body."""
-        ...
-
-
-class Chosen(Protocol):
-    """What the relay needs of a decision (`nodeagent.core.decide.Decision`)."""
-
-    @property
-    def reason(self) -> int:
-        """Its `up_reason`, 0 if it is good."""
-        ...
-
-    @property
-    def route(self) -> int:
-        """Id of the route, 0 if none."""
-        ...
-
-
-class Framing(Protocol):
-    """What the relay needs of a response reader (`nodeagent.core.libcore.ResponseReader`)."""
-
-    def begin(self, head_only: bool) -> None:
-        """A request was sent."""
-        ...
-
-    def feed(self, data: bytes) -> int:
-        """Takes bytes; how many are of the response."""
-        ...
-
-    def skip(self, size: int) -> None:
-        """Bytes passed unseen."""
-        ...
-
-    def unread(self) -> int:
-        """How many may pass unseen."""
-        ...
-
-    @property
-    def over(self) -> bool:
-        """All has passed."""
-        ...
-
-    @property
-    def until_close(self) -> bool:
-        """It ends with the connection."""
-        ...
-
-    @property
-    def lost(self) -> bool:
-        """It is not understood."""
-        ...
-
-    @property
-    def closing(self) -> bool:
-        """The connection ends with it."""
-        ...
-
-
-@dataclass(slots=True)
-class Send:
-    """Bytes for the client."""
-
-    data: bytes
-
-
-@dataclass(slots=True)
-class Forward:
-    """Bytes for the endpoint."""
-
-    data: bytes
-
-
-@dataclass(slots=True)
-class Open:
-    """A connection to the decision's endpoint is needed. fresh: not one that has served before."""
-
-    decision: Chosen
-    fresh: bool
-
-
-@dataclass(slots=True)
-class Release:
-    """The connection to the endpoint is no longer needed. reusable: it stands between two requests."""
-
-    reusable: bool
-
-
-@dataclass(slots=True)
-class Count:
-    """A request was served, or refused; route 0: none was found."""
-
-    route: int
-    refused: bool
-
-
-@dataclass(slots=True)
-class Sync:
-    """All that was asked is answered once the commands behind this one are carried out.
-
-    received and sent: bytes of the home connection by then (modulo 2^32): where the next head is due.
-    """
-
-    received: int
-    sent: int
-
-
-@dataclass(slots=True)
-class Close:
-    """The client's connection ends, after what was sent before. abort: by a reset, for a response that is cut short."""
-
-    abort: bool = False
-
-
-Command = Send | Forward | Open | Release | Count | Sync | Close
+Begin = Callable[[bytes, ParsedHead, bool, Chosen], Exchange]
+"""Makes the exchange of a request whose route has a rule: head, what it says, whether its body is chunked, decision."""
 
 
 class State(enum.Enum):
@@ -162,6 +38,7 @@ class State(enum.Enum):
     HEAD = "waiting for a whole head"
     OPENING = "waiting for the endpoint"
     EXCHANGE = "request out, response in"
+    RULED = "an exchange has it"
     DRAIN = "answered; the rest of the body is thrown away"
     CLOSED = "over"
 
@@ -217,7 +94,8 @@ class Relay:
     """The conversation on one home connection.
 
     parse reads a head from the beginning of some bytes; decide decides for the head parsed last; framing follows this
-    connection's responses; name gives an `up_reason`'s label. Each method takes one happening and returns commands.
+    connection's responses; name gives an `up_reason`'s label; begin makes exchanges for routes that have rules. Each
+    method takes one happening and returns commands.
     """
 
     def __init__(
@@ -226,21 +104,28 @@ class Relay:
         decide: Callable[[], Chosen],
         framing: Framing,
         name: Callable[[int], str],
+        begin: Begin | None = None,
     ) -> None:
-        self._parse, self._decide, self._framing, self._name = parse, decide, framing, name
+        self._parse, self._decide, self._framing, self._name, self._begin = parse, decide, framing, name, begin
         self.state = State.HEAD
         self.received = 0
         self.sent = 0
-        self.left = 0  # bytes of the request's body still to come
+        self._body: Body = SizedBody(0)
         self._buffer = bytearray()  # not yet understood, or waiting for the endpoint
         self._head: ParsedHead | None = None
         self._decision: Chosen | None = None
-        self._request = b""  # for a second attempt, if the request can have one
+        self._exchange: Exchange | None = None  # in RULED
+        self._request = b""  # not yet forwarded; and for a second attempt, if the request can have one
         self._answered = False  # bytes of this response were sent
         self._fresh = True
-        self._eof = False
+        self._eof = self._looping = False
 
     # ---- the client ----
+
+    @property
+    def left(self) -> int:
+        """Bytes of the request's body that are still to come, as far as known."""
+        return self._body.left
 
     @property
     def wants_client(self) -> bool:
@@ -249,7 +134,14 @@ class Relay:
             return False
         if self.state is State.HEAD or self.state is State.DRAIN:
             return True
-        return self.state is State.EXCHANGE and self.left > 0
+        if self._exchange is not None:
+            return self._exchange.wants_body
+        return self.state is State.EXCHANGE and not self._body.over
+
+    @property
+    def splices(self) -> bool:
+        """Whether bytes of the body may go to the endpoint without being shown here."""
+        return self.state is State.EXCHANGE or (self._exchange is not None and self._exchange.unseen)
 
     @property
     def between_requests(self) -> bool:
@@ -260,43 +152,63 @@ class Relay:
         """Bytes from the client."""
         self.received += len(data)
         commands: list[Command] = []
-        if self.state is State.EXCHANGE and self.left:
-            body = data[: self.left]
-            self.left -= len(body)
-            commands.append(Forward(body))
-            data = data[len(body) :]
-        elif self.state is State.DRAIN:
-            dropped = min(self.left, len(data))
-            self.left -= dropped
-            data = data[dropped:]
-            if not self.left:
+        if self.state is not State.HEAD and self.state is not State.CLOSED and not self._body.over:
+            drained, body = self.state is State.DRAIN, self._body
+            own, data = body.take(data)
+            commands = self._body_bytes(own)
+            if body.bad:
+                return commands + self._bad_body()
+            if drained and body.over:
                 self.state = State.HEAD
                 if not data:
                     commands.append(Sync(self.received, self.sent))
         self._buffer += data
-        if self.state is State.HEAD and self._buffer:
-            commands += self._next_head()
-        return commands
+        return commands + self._heads() if self.state is State.HEAD else commands
 
-    def client_passed(self, size: int) -> None:
+    def _body_bytes(self, own: bytes) -> list[Command]:
+        if self._exchange is not None:
+            return self._ruled(self._exchange.body(own, self._body.over))
+        if self.state is State.EXCHANGE:
+            return [Forward(own)] if own else []
+        if self.state is State.OPENING:
+            self._request += own
+        return []
+
+    def _bad_body(self) -> list[Command]:
+        """A chunk is not what it says: neither the endpoint nor we can know where the request ends."""
+        gone = self._let_go()
+        if self._answered or self.state is State.DRAIN:
+            return [*gone, *self._close(abort=self.state is not State.DRAIN)]
+        return [*gone, *self._reply(400, "bad-chunk", close=True), *self._close()]
+
+    def _let_go(self) -> list[Command]:
+        """The endpoint, if there is one, gets no more of this request."""
+        if self._exchange is not None:
+            self._answered = self._answered or self._exchange.sent > 0
+            return self._exchange.gone()
+        return [Release(False)] if self.state in (State.OPENING, State.EXCHANGE) else []
+
+    def client_passed(self, size: int) -> list[Command]:
         """That many bytes of the body went to the endpoint without being shown here (spliced); at most `left`."""
         self.received += size
-        self.left -= size
+        self._body.passed(size)
+        return self._body_bytes(b"") if self._body.over else []
 
     def client_eof(self) -> list[Command]:
         """The client will send no more; it may still read."""
         self._eof = True
         if self.state in (State.HEAD, State.DRAIN):
             return self._close()
-        if self.left:  # the body will never be whole
-            return [Release(False), *self._close()]
+        if not self._body.over:  # the body will never be whole
+            return [*self._let_go(), *self._close()]
         return []
 
     def client_gone(self) -> list[Command]:
         """The client's connection failed."""
-        holding = self.state in (State.OPENING, State.EXCHANGE)
+        gone = self._let_go()
+        self._exchange = None
         self.state = State.CLOSED
-        return [Release(False)] if holding else []
+        return gone
 
     def head_timeout(self) -> list[Command]:
         """A head was begun and not finished in time."""
@@ -306,27 +218,64 @@ class Relay:
 
     # ---- requests ----
 
+    def _heads(self) -> list[Command]:
+        """Takes up what is waiting, as long as it is answered at once. A loop: there may be thousands in a buffer."""
+        if self._looping:
+            return []
+        self._looping = True
+        commands: list[Command] = []
+        waiting = -1
+        while self.state is State.HEAD and self._buffer and len(self._buffer) != waiting:
+            waiting = len(self._buffer)
+            commands += self._next_head()
+        self._looping = False
+        return commands
+
     def _next_head(self) -> list[Command]:
-        head = self._parse(bytes(self._buffer[:HEAD_MAX]))
+        data = bytes(self._buffer[:HEAD_MAX])
+        head, judged = self._parse(data), data
+        chunked = False
+        if head.reason == Reason.CHUNKED_REQUEST:
+            if b"\r\n\r\n" not in data:
+                return self._unfinished(data)
+            stripped = without_coding(data)
+            if stripped is not None:
+                head, judged, chunked = self._parse(stripped), stripped, True
         if head.reason == Reason.SPLIT_HEAD:
             return self._close() if self._eof else []
         if head.reason:
             return self._refuse_connection(head.reason)
         self._head = head
         decision = self._decide()
-        size = head.size
+        size = data.index(b"\r\n\r\n") + 4 if chunked else head.size
+        del self._buffer[:size]
+        self._body = ChunkedBody() if chunked else SizedBody(head.body)
         if decision.reason:
             return self._refuse_request(head, decision)
+        own, rest = self._body.take(bytes(self._buffer))
+        self._buffer[:] = rest
+        count: Command = Count(decision.route, False)
+        if decision.rule is not None and self._begin is not None:
+            self.state, self._answered = State.RULED, False
+            self._exchange = self._begin(judged, head, chunked, decision)
+            if self._body.bad:
+                return [count, *self._bad_body()]
+            return [count, *self._exchange.body(own, self._body.over), *self._ruled(self._exchange.begin())]
         self._decision = decision
         self.state = State.OPENING
-        request = bytes(self._buffer[: size + head.body])
-        del self._buffer[: len(request)]
-        self.left = size + head.body - len(request)
-        self._request = request
+        if self._body.bad:
+            return [count, *self._bad_body()]
+        self._request = data[:size] + own
         self._answered = False
         # a second attempt is safe only where the first can have had no effect, and needs all of the request
-        self._fresh = bool(head.body) or head.method not in _REPLAYABLE
-        return [Count(decision.route, False), Open(decision, self._fresh)]
+        self._fresh = chunked or bool(head.body) or head.method not in _REPLAYABLE
+        return [count, Open(decision, self._fresh)]
+
+    def _unfinished(self, data: bytes) -> list[Command]:
+        """A head of which not all is there, but what tells that its body is chunked."""
+        if len(data) >= HEAD_MAX:
+            return self._refuse_connection(Reason.HEAD_TOO_LONG)
+        return self._close() if self._eof else []
 
     def _refuse_connection(self, reason: int) -> list[Command]:
         """The bytes are not in canonical form: where the next request would begin cannot be known."""
@@ -336,19 +285,23 @@ class Relay:
     def _refuse_request(self, head: ParsedHead, decision: Chosen) -> list[Command]:
         """The request is understood, but nobody serves it: the connection goes on behind its body."""
         # who waits for 100-continue may or may not send the body
-        close = bool(head.flags & _FLAG_CLOSE) or bool(head.flags & _FLAG_EXPECT and head.body)
-        present = min(len(self._buffer), head.size + head.body)
-        del self._buffer[:present]
-        self.left = head.size + head.body - present
+        close = bool(head.flags & _FLAG_CLOSE) or bool(head.flags & _FLAG_EXPECT and not self._body.over)
+        _, rest = self._body.take(bytes(self._buffer))
+        self._buffer[:] = rest
         status, name = status_of(decision.reason), self._name(decision.reason)
         commands: list[Command] = [Count(decision.route, True)]
-        return commands + self._answer_locally(status, name, close, head)
+        return commands + self._answer_locally(status, name, close or self._body.bad, head)
 
     def _answer_locally(self, status: int, name: str, close: bool, head: ParsedHead) -> list[Command]:
         reply = self._reply(status, name, close=close, body=head.method != Method.HEAD)
+        return self._behind(reply, close)
+
+    def _behind(self, reply: list[Command], close: bool) -> list[Command]:
+        """What comes behind a whole answer."""
         if close:
             return [*reply, *self._close()]
-        if self.left:
+        if not self._body.over:  # answered before the body was whole
+            self._exchange = None
             self.state = State.DRAIN
             return reply
         return self._finished(reply)
@@ -361,27 +314,54 @@ class Relay:
     def _finished(self, last: list[Command]) -> list[Command]:
         """A request is answered by `last`: on to the next. Sync comes first, for the client may ask again at once."""
         self.state = State.HEAD
-        self._head = self._decision = None
+        self._head = self._decision = self._exchange = None
         self._request = b""
         if self._buffer:
-            return last + self._next_head()
+            return last + self._heads()
         if self._eof:
             return last + self._close()
         return [Sync(self.received, self.sent), *last]
 
     def _close(self, *, abort: bool = False) -> list[Command]:
         self.state = State.CLOSED
+        self._exchange = None
         return [Close(abort)]
+
+    # ---- a request with a rule ----
+
+    def _ruled(self, commands: list[Command]) -> list[Command]:
+        """Passes an exchange's commands on, and does what comes behind its end."""
+        exchange = self._exchange
+        assert exchange is not None
+        if not exchange.over:
+            return commands
+        self.sent += exchange.sent
+        self._exchange = None
+        if exchange.state is ExchangeState.CUT:
+            return [*commands, *self._close(abort=True)]
+        # Sync comes before the last bytes, Release and the end of the clocks before Sync
+        own = [command for command in commands if not isinstance(command, Send)]
+        last: list[Command] = [command for command in commands if isinstance(command, Send)]
+        expecting = self._head is not None and self._head.flags & _FLAG_EXPECT and not self._body.over
+        return [*own, *self._behind(last, exchange.close or bool(expecting))]
+
+    def timer(self, name: str) -> list[Command]:
+        """A clock that an exchange has armed is due."""
+        return [] if self._exchange is None else self._ruled(self._exchange.timer(name))
 
     # ---- the endpoint ----
 
     @property
     def wants_endpoint(self) -> bool:
         """Whether to read from the endpoint."""
+        if self._exchange is not None:
+            return self._exchange.wants_endpoint
         return self.state is State.EXCHANGE
 
-    def endpoint_opened(self) -> list[Command]:
-        """The connection asked for is there."""
+    def endpoint_opened(self, *, reused: bool = False) -> list[Command]:
+        """The connection asked for is there. reused: it has served before."""
+        if self._exchange is not None:
+            return self._ruled(self._exchange.opened(reused))
         assert self._head is not None
         self.state = State.EXCHANGE
         self._framing.begin(self._head.method == Method.HEAD)
@@ -389,12 +369,16 @@ class Relay:
 
     def endpoint_failed(self, name: str) -> list[Command]:
         """The connection asked for cannot be had; `name` is the reason's label."""
+        if self._exchange is not None:
+            return self._ruled(self._exchange.failed(name))
         assert self._head is not None
         close = bool(self._head.flags & (_FLAG_CLOSE | _FLAG_EXPECT))
         return self._answer_locally(503, name, close, self._head)
 
     def endpoint_received(self, data: bytes) -> list[Command]:
         """Bytes from the endpoint."""
+        if self._exchange is not None:
+            return self._ruled(self._exchange.received(data))
         own = self._framing.feed(data)
         if self._framing.lost:
             return self._broken("bad-response")
@@ -404,6 +388,8 @@ class Relay:
 
     def endpoint_passed(self, size: int) -> list[Command]:
         """That many bytes of a body went to the client without being shown here (spliced)."""
+        if self._exchange is not None:
+            return self._ruled(self._exchange.passed(size))
         self._framing.skip(size)
         self.sent += size
         self._answered = True
@@ -412,6 +398,8 @@ class Relay:
     @property
     def body_ahead(self) -> int:
         """How many of the endpoint's next bytes may go to the client unseen (all, where it is a large number)."""
+        if self._exchange is not None:
+            return self._exchange.body_ahead
         return self._framing.unread() if self.state is State.EXCHANGE else 0
 
     def _passed_on(self, data: bytes, size: int, exact: bool) -> list[Command]:
@@ -421,16 +409,18 @@ class Relay:
         if not self._framing.over:
             return send
         closing = self._framing.closing
-        release = Release(exact and not closing and not self.left)
+        release = Release(exact and not closing and self._body.over)
         if closing:
             return [*send, release, *self._close()]
-        if self.left:  # answered before the body was whole
+        if not self._body.over:  # answered before the body was whole
             self.state = State.DRAIN
             return [*send, release]
         return [release, *self._finished(send)]
 
     def endpoint_eof(self) -> list[Command]:
         """The endpoint has closed or reset its connection."""
+        if self._exchange is not None:
+            return self._ruled(self._exchange.eof())
         if self.state is not State.EXCHANGE:
             return []
         if self._framing.until_close and self._answered:

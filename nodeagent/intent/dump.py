@@ -9,6 +9,7 @@ from nodeagent.abi.numbers import ActionKind, Lb, NameKind, ServiceKind
 from nodeagent.abi.records import (
     Action,
     Cluster,
+    HomeRule,
     NameKey,
     Service,
     ServiceKey,
@@ -86,9 +87,16 @@ class _Dump:
 
     def _action(self, action: Action) -> str:
         if action.kind == ActionKind.PUNT:
-            return f"punt {n.REASON_LABELS.get(action.reason, str(action.reason))}"
-        if action.kind != ActionKind.CLUSTERS:
-            return "no route"
+            punt = f"punt {n.REASON_LABELS.get(action.reason, str(action.reason))}"
+            if not action.rule:
+                return punt
+            rule = HomeRule.unpack(self._intent.entries[Table.RULES][action.rule.to_bytes(8, "little")])
+            return f"{punt}, home {rule.text[: rule.len].decode()}" + (
+                f" to {self._choice(action)}" if action.n else ""
+            )
+        return self._choice(action) if action.kind == ActionKind.CLUSTERS else "no route"
+
+    def _choice(self, action: Action) -> str:
         parts, before = [], 0
         for weight in action.to:
             name = self._name(NameKind.CLUSTER, weight.cluster)

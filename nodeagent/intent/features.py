@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from nodeagent.abi.numbers import Reason
-from nodeagent.cache.resources import DirectResponse, Forward, Redirect, Retry, Route
+from nodeagent.cache.resources import Forward, OtherAction, Route
+from nodeagent.rules.model import DirectReply, Edits, Redirect, Retry, Rule
 
 #: Feature -> reason. What is not listed is ROUTE_OTHER; the feature's own name goes into the rejection either way.
 REASONS: Final = {
@@ -33,6 +35,23 @@ REASONS: Final = {
     "balance ring-hash": Reason.ROUTE_HASH,
     "balance maglev": Reason.ROUTE_HASH,
     "capacity": Reason.CAPACITY,
+    "idle-timeout": Reason.ROUTE_TIMEOUT,
+    "auto-host-rewrite": Reason.ROUTE_REWRITE,
+    "append-x-forwarded-host": Reason.ROUTE_HEADERS,
+}
+#: How the names of parts of features begin that nobody here does.
+_FAMILIES: Final = {
+    "retry-": Reason.ROUTE_RETRY,
+    "mirror-": Reason.ROUTE_MIRROR,
+    "fault-": Reason.ROUTE_FAULT,
+    "cors-": Reason.ROUTE_CORS,
+    "redirect-": Reason.ROUTE_REDIRECT,
+    "direct-response-": Reason.ROUTE_DIRECT,
+    "header-": Reason.ROUTE_HEADERS,
+    "edit-header ": Reason.ROUTE_HEADERS,
+    "destination-headers": Reason.ROUTE_HEADERS,
+    "host-rewrite": Reason.ROUTE_REWRITE,
+    "path-rewrite": Reason.ROUTE_REWRITE,
 }
 
 #: Retry conditions that cannot occur on a wire that is already established, or that are gRPC's and HTTP/2's: a policy
@@ -46,10 +65,15 @@ _CODES: Final = "retriable-status-codes"
 
 def reason(features: Iterable[str]) -> Reason:
     """The reason that stands for several features: the most specific one, in the order of the enumeration."""
-    found = [REASONS.get(feature, Reason.ROUTE_OTHER) for feature in features]
+    found = [_reason(feature) for feature in features]
     if Reason.CAPACITY in found:
         return Reason.CAPACITY
     return min(found, default=Reason.ROUTE_OTHER)
+
+
+def _reason(feature: str) -> Reason:
+    families = (reason for start, reason in _FAMILIES.items() if feature.startswith(start))
+    return REASONS.get(feature) or next(families, Reason.ROUTE_OTHER)
 
 
 def idle(retry: Retry | None) -> bool:
@@ -57,21 +81,41 @@ def idle(retry: Retry | None) -> bool:
     if retry is None or retry.attempts == 0:
         return True
     codes = _CODES in retry.on and bool(retry.codes)
-    return not codes and not retry.unsupported and not retry.per_try_timeout and IDLE_RETRIES.issuperset(retry.on)
+    return not codes and not retry.per_try and IDLE_RETRIES.issuperset(retry.on)
 
 
-def of_action(route: Route) -> list[str]:
-    """Features of a route's action that the kernel does not do."""
+def rule_of(route: Route) -> Rule:
+    """All that a route asks of whoever carries it out, but for clusters that are not numbers yet."""
     action = route.action
     if isinstance(action, Redirect):
-        return ["redirect"]
-    if isinstance(action, DirectResponse):
-        return ["direct-response"]
-    if not isinstance(action, Forward):
-        return [f"action {action.name}"]
-    found = []
-    if action.timeout != 0:  # None is Envoy's default, 15 s
-        found.append("timeout")
-    if not idle(action.retry):
-        found.append("retry")
-    return found
+        return replace(route.rule, redirect=action)
+    if isinstance(action, DirectReply):
+        return replace(route.rule, direct=action)
+    if isinstance(action, Forward):
+        # None is Envoy's default
+        return replace(route.rule, timeout=15.0 if action.timeout is None else action.timeout, retry=action.retry)
+    return route.rule
+
+
+def of_rule(rule: Rule) -> list[str]:
+    """Features of a rule: what home does and the kernel does not. Empty for a rule that is kept by forwarding alone."""
+    destinations = rule.destinations
+    asked = {
+        "request-headers": rule.request or any(d.request != Edits() for d in destinations),
+        "response-headers": rule.response or any(d.response != Edits() for d in destinations),
+        "rewrite": rule.rewrite,
+        "redirect": rule.redirect,
+        "direct-response": rule.direct,
+        "fault-delay": rule.delay,
+        "fault-abort": rule.abort,
+        "mirror": rule.mirrors,
+        "cors": rule.cors,
+        "timeout": rule.timeout,
+        "retry": not idle(rule.retry),
+    }
+    return [feature for feature, there in asked.items() if there]
+
+
+def refused(route: Route) -> list[str]:
+    """Features of a route's action that neither the kernel nor home does."""
+    return [f"action {route.action.name}"] if isinstance(route.action, OtherAction) else []

@@ -11,6 +11,7 @@ from nodeagent.abi.records import Action
 from nodeagent.cache.resources import Source
 from nodeagent.intent.ids import Known
 from nodeagent.intent.packing import Image, assemble
+from nodeagent.rules.model import NO_RULE, Rule
 
 #: The kind of a rejection that says: a policy for this workload is in force nowhere. Every other kind fails closed.
 NOT_ENFORCED: Final = "policy-not-enforced"
@@ -36,7 +37,9 @@ class Where(StrEnum):
     """Who decides the requests of a route."""
 
     KERNEL = "kernel"
-    #: the kernel leaves them to the home peer: the waypoint, or home, which refuses what it cannot do
+    #: the kernel leaves them to the home peer, and underpass-home does all that they ask for
+    HOME = "home"
+    #: the kernel leaves them to the home peer, and only an Envoy can do them: underpass-home refuses them
     WAYPOINT = "waypoint"
 
 
@@ -44,8 +47,8 @@ class Where(StrEnum):
 class RouteInfo:
     """A route as people know it; the text behind its id.
 
-    `clusters`: (cluster, weight); `features`: why it is not for the kernel; `key` is stable over edits of weights,
-    destinations and positions, so that counters go on.
+    `clusters`: (cluster, weight); `features`: why it is not for the kernel; `rule`: what home does about that; `key` is
+    stable over edits of weights, destinations and positions, so that counters go on.
     """
 
     key: str
@@ -57,6 +60,7 @@ class RouteInfo:
     reason: str = ""
     features: tuple[str, ...] = ()
     source: Source | None = None
+    rule: Rule = NO_RULE
 
 
 @dataclass(frozen=True, slots=True)

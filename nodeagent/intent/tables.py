@@ -22,17 +22,23 @@ from nodeagent.errors import CapacityError
 from nodeagent.intent import features as f
 from nodeagent.intent.services import TableUse
 from nodeagent.intent.vhost import Matches, compile_matches
+from nodeagent.rules.model import Rule
 
 
 @dataclass(frozen=True, slots=True)
 class RouteDraft:
-    """A route with all that is known of it before ids are given: `key` identifies it over edits."""
+    """A route with all that is known of it before ids are given: `key` identifies it over edits.
+
+    features: why it is not for the kernel; refused: those of them that home does not do either.
+    """
 
     key: str
     match: str
     route: Route
     clusters: tuple[WeightedCluster, ...]
     features: tuple[str, ...]
+    refused: tuple[str, ...]
+    rule: Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +119,16 @@ class TableCompiler:
             identity = _identity(table, vhost.name, route, text)
             ordinal = ordinals[identity] = ordinals.get(identity, -1) + 1
             key = hashlib.blake2b(f"{identity}\0{ordinal}".encode(), digest_size=8).hexdigest()
-            found = [*f.of_action(route), *route.unsupported, *vhost.unsupported, *common]
+            rule = f.rule_of(route)
+            found = [*f.refused(route), *route.unsupported, *vhost.unsupported, *common]
             if isinstance(matches, Matches):
                 found += matches.undecided[index]
                 found += _behind(vhost, matches, index)
             clusters = _destinations(route)
             if len(clusters) > n.WEIGHTS:
                 found += ["capacity", f"{len(clusters)} destinations, a route holds {n.WEIGHTS}"]
-            drafts.append(RouteDraft(key, text, route, clusters, tuple(dict.fromkeys(found))))
+            features = tuple(dict.fromkeys([*f.of_rule(rule), *found]))
+            drafts.append(RouteDraft(key, text, route, clusters, features, tuple(dict.fromkeys(found)), rule))
         compiled = matches if isinstance(matches, Matches) else None
         return VhostDraft(vhost.name, hosts, tuple(drafts), compiled, over)
 

@@ -40,6 +40,7 @@ from nodeagent.abi.records import (
 from nodeagent.abi.records import Workload as WorkloadRecord
 from nodeagent.bpf import features
 from nodeagent.bpf.kernel import LinuxKernel
+from nodeagent.intent.homerules import entry
 from nodeagent.node import programs
 from nodeagent.node.attach import Attacher, set_workload_id
 from nodeagent.node.interfaces import slot_of
@@ -47,6 +48,7 @@ from nodeagent.node.netns import inside
 from nodeagent.node.paths import NodePaths
 from nodeagent.node.programs import Loaded
 from nodeagent.node.registry import Workload
+from nodeagent.rules.model import Rule
 
 HOME_PORT, SERVICE_PORT, SERVER_PORT = 15001, 80, 8080
 VIP4, VIP6 = "10.96.7.1", "fd00:96::71"
@@ -268,14 +270,20 @@ class LittleNode:
             key = ServiceKey(VIEW, SERVICE_PORT, 6, address(vip))
             self.put("services", key.pack(), Service(kind=1, table=TABLE).pack())
 
-    def route(self, host: str, route: int, *clusters: tuple[int, int], reason: int = 0) -> None:
-        """A virtual host with one route: (weight, cluster) pairs, or a reason for a punt."""
+    def route(
+        self, host: str, route: int, *clusters: tuple[int, int], reason: int = 0, rule: Rule | None = None
+    ) -> None:
+        """A virtual host with one route: (weight, cluster) pairs, or a reason for a punt, and home's rule then."""
         total, to = 0, []
         for weight, cluster in clusters:
             total += weight
             to.append(Weight(total, cluster))
         kind = ActionKind.PUNT if reason else ActionKind.CLUSTERS
-        action = Action(route, kind, reason, len(to), 0, total, tuple(to))
+        key = 0
+        if rule is not None:
+            key, value = entry(rule)
+            self.put("home_rules", key.to_bytes(8, "little"), value)
+        action = Action(route, kind, reason, len(to), 0, total, tuple(to), key)
         self.put("vhosts", VhostKey(TABLE, host.encode()).pack(), Vhost(0, action).pack())
 
     # ---- home ----

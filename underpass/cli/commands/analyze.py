@@ -29,8 +29,9 @@ def analyze(
 ) -> None:
     """Judge YAML files without any process: what is refused, with file and line, and what runs where.
 
-    Where a rule runs: kernel; waypoint (it needs an Envoy as home peer, else its requests get a 503 that says why);
-    unsupported; gateway (only the Envoys of gateways have it). Exit code 1 when something is refused.
+    Where a rule runs: kernel; home (the kernel leaves its requests to the home peer, and underpass-home does what it
+    says); waypoint (it needs an Envoy as home peer, else its requests get a 503 that says why); unsupported; gateway
+    (only the Envoys of gateways have it). Exit code 1 when something is refused.
     """
     texts, unreadable = read(files)
     report = judge(texts, domain=domain)

@@ -21,7 +21,7 @@ from nodeagent.cache.resources import Value
 from nodeagent.cache.store import Decoder, Resources, resources_from
 from nodeagent.errors import ResourceError
 from nodeagent.intent.compile import Compiler
-from nodeagent.intent.model import NOT_CAPTURED, NOT_ENFORCED, Rejection, RouteInfo, Where
+from nodeagent.intent.model import NOT_CAPTURED, NOT_ENFORCED, Rejection, RouteInfo
 from underpass.equivalence.completion import clients, complete
 
 ERROR: Final = "error"
@@ -203,8 +203,7 @@ def _take(compiled: _Compiled, compiler: Compiler, view: str, resources: Resourc
 
 
 def _placement(info: RouteInfo) -> Placement:
-    where = KERNEL if info.where is Where.KERNEL else WAYPOINT
-    return Placement(info.host, info.match, info.clusters, where, info.reason, info.features)
+    return Placement(info.host, info.match, info.clusters, info.where.value, info.reason, info.features)
 
 
 # ---- rules ----

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from nodeagent.abi.numbers import Reason
 from nodeagent.core.libcore import Core, HeadReader, ResponseReader
-from nodeagent.home.relay import Close, Command, Count, Forward, Open, Relay, Release, Send, State, Sync
+from nodeagent.home.commands import Close, Command, Count, Forward, Open, Release, Send, Sync
+from nodeagent.home.relay import Relay, State
+from nodeagent.rules.model import Rule
 
 pytestmark = pytest.mark.needs("core")
 
@@ -22,6 +24,9 @@ class Answer:
 
     reason: int = 0
     route: int = 7
+    cluster: int = 1
+    endpoint: int = 1
+    rule: Rule | None = None
 
 
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -137,7 +142,12 @@ def test_a_cut_anywhere_changes_nothing(make: Make, size: int) -> None:
         (b"GET /x HTTP/1.0\r\nHost: a\r\n\r\n", 505, "bad-version"),
         (b"GET /x HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 501, "duplicate-header"),
         (b"GET /x HTTP/1.1\r\n\r\n", 400, "no-host"),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 501, "chunked-request"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501, "chunked-request"),
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+            501,
+            "chunked-request",
+        ),
         (b"GET /x HTTP/1.1\nHost: a\n\n", 505, "bad-version"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40), 501, "bad-method"),
         (b"GET /x HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 5000, 431, "head-too-long"),

@@ -26,6 +26,9 @@ spec:
 """
 
 
+QUERY = "  - match: [{queryParams: {a: {exact: b}}}]\n    route: [{destination: {host: api}}]"
+
+
 def virtual(http: str, name: str = "rules", host: str = "empty") -> str:
     return VS.format(name=name, host=host, http=http)
 
@@ -55,14 +58,20 @@ def test_where_each_rule_of_the_shop_runs() -> None:
     rules = find(report, "api").rules
     assert [(rule.name, rule.where, rule.why) for rule in rules] == [
         ("jason", "kernel", ""),
-        ("slow", "waypoint", "timeout"),
+        ("slow", "home", "timeout"),
         ("split", "kernel", ""),
     ]
     assert [rule.line for rule in rules] == [line_of(SHOP, f"- name: {name}") for name in ("jason", "slow", "split")]
     assert [weight for _, weight in rules[2].placements[0].clusters] == [75, 25]
     assert wheres(report, "db", "Service") == ["kernel"]
-    assert report.rules() == {"waypoint": 1, "kernel": 4}  # api's port is its VirtualService's
-    assert problem(report, "needs-waypoint").line == rules[1].line
+    assert report.rules() == {"home": 1, "kernel": 4}  # api's port is its VirtualService's
+    assert not report.failed(strict=True)
+
+
+def test_a_rule_that_home_cannot_carry_out_needs_a_waypoint() -> None:
+    report = judge({"shop.yaml": SHOP, "query.yaml": virtual(QUERY)})
+    assert wheres(report, "rules") == ["waypoint"]
+    assert problem(report, "needs-waypoint").line == line_of(virtual(QUERY), "- match")
     assert not report.failed(strict=False)
     assert report.failed(strict=True)
 
@@ -90,14 +99,14 @@ def test_bad_input_is_named_with_its_line_and_nothing_else_is_lost(
     found = problem(report, code)
     assert (found.severity, found.file, found.line) == (severity, "bad.yaml", line_of(bad, where))
     assert report.failed(strict=False) == (severity == "error")
-    assert wheres(report, "api") == ["kernel", "waypoint", "kernel"]
+    assert wheres(report, "api") == ["kernel", "home", "kernel"]
 
 
 def test_yaml_that_cannot_be_parsed() -> None:
     report = judge({"shop.yaml": SHOP, "bad.yaml": "a: 1\nkind: [\n"})
     found = problem(report, "invalid-yaml")
     assert (found.severity, found.file) == ("error", "bad.yaml")
-    assert wheres(report, "api") == ["kernel", "waypoint", "kernel"]
+    assert wheres(report, "api") == ["kernel", "home", "kernel"]
 
 
 def test_a_duplicate_virtual_service() -> None:
@@ -123,7 +132,7 @@ def test_a_route_table_over_capacity_is_one_error() -> None:
     assert f"{many} routes" in found.message
     assert f"and {many - 1} more rules" in found.message
     assert wheres(report, "rules") == ["waypoint"] * many
-    assert wheres(report, "api") == ["kernel", "waypoint", "kernel"]
+    assert wheres(report, "api") == ["kernel", "home", "kernel"]
 
 
 def test_rules_alone_are_judged_as_if_their_hosts_were_there() -> None:
@@ -131,7 +140,7 @@ def test_rules_alone_are_judged_as_if_their_hosts_were_there() -> None:
     report = judge({"rules.yaml": virtual(http, host="web")})
     assert report.assumed == ("web.shop.svc.cluster.local",)
     assert find(report, "rules").rules[0].why == "rewrite; 503 while there is no service web.shop.svc.cluster.local"
-    assert wheres(report, "rules") == ["waypoint"]
+    assert wheres(report, "rules") == ["home"]
     assert problem(report, "unknown-host").severity == "warning"
 
 
@@ -224,9 +233,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     found = json.loads(capsys.readouterr().out)
     assert found["ok"]
     assert found["files"] == [str(tmp_path / "shop.yaml")]
-    assert found["summary"]["rules"] == {"waypoint": 1, "kernel": 4}
+    assert found["summary"]["rules"] == {"home": 1, "kernel": 4}
     rule = next(item for item in found["objects"] if item["kind"] == "VirtualService")["rules"][2]
     assert (rule["path"], rule["rule"], rule["where"]) == ("http[2]", 2, "kernel")
+    assert app.main(["analyze", str(tmp_path), "--strict"]) == 0
+    (tmp_path / "query.yaml").write_text(virtual(QUERY))
     assert app.main(["analyze", str(tmp_path), "--strict"]) == 1
     (tmp_path / "latin.yaml").write_bytes(b"a: b\nb: \xff\n")
     assert app.main(["analyze", str(tmp_path)]) == 1

@@ -68,7 +68,7 @@ def test_wires_in_stock(node: FakeNode) -> None:
     ("url", "headers", "reason", "status"),
     [
         ("http://api/none", (), "no-route", 404),
-        ("http://api/slow", (), "route-timeout", 503),
+        ("http://api/slow", (), "route-timeout", 0),
         ("http://empty/", (), "no-endpoint", 503),
         ("http://api/v", ("Upgrade: websocket",), "upgrade", 501),
         ("http://api//v", (), "path-not-normal", 501),

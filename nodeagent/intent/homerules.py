@@ -1,0 +1,43 @@
+"""What home carries out, as entries of the `home_rules` map (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Final
+
+from nodeagent.abi import numbers as n
+from nodeagent.abi.records import HomeRule
+from nodeagent.rules.model import Destination, Mirror, Rule
+from nodeagent.rules.text import encode, key_of
+
+#: The longest number of a cluster, for judging a rule's length before its clusters have numbers.
+_ANY_NUMBER: Final = n.CLUSTERS - 1
+
+
+@lru_cache(maxsize=n.RULES)
+def problem(rule: Rule) -> str:
+    """Why a rule does not fit into the map, or nothing."""
+    size = len(encode(numbered(rule, lambda _: _ANY_NUMBER)))
+    return f"its rule has {size} bytes, home's map holds {n.RULE_TEXT}" if size > n.RULE_TEXT else ""
+
+
+def numbered(rule: Rule, number: Callable[[str], int]) -> Rule:
+    """The rule with its clusters' numbers in place of their names; 0 for one that does not exist."""
+
+    def destination(item: Destination) -> Destination:
+        return replace(item, cluster="", number=number(item.cluster))
+
+    def mirror(item: Mirror) -> Mirror:
+        return replace(item, cluster="", number=number(item.cluster))
+
+    destinations = tuple(destination(item) for item in rule.destinations)
+    return replace(rule, destinations=destinations, mirrors=tuple(mirror(item) for item in rule.mirrors))
+
+
+@lru_cache(maxsize=n.RULES)
+def entry(rule: Rule) -> tuple[int, bytes]:
+    """Key and value in the map of a rule whose clusters have numbers."""
+    text = encode(rule)
+    return key_of(text), HomeRule(len(text), text).pack()

@@ -1,0 +1,1 @@
+"""What a route does beyond forwarding: values that the agent writes and home carries out (pure)."""
