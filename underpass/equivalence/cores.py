@@ -30,6 +30,7 @@ _TABLES: Final = {
     "vhosts": Table.VHOSTS,
     "clusters": Table.CLUSTERS,
     "endpoints": Table.ENDPOINTS,
+    "home_rules": Table.RULES,
 }
 
 
@@ -96,6 +97,8 @@ class Executor:
         decision = self._decider.decide(reader, self._number)
         info = self._intent.routes.get(decision.route)
         route, domain = info.key if info is not None else "", decision.domain.decode("latin-1")
+        if decision.punt:  # home carries it out
+            return Outcome(Kind.PUNT, reason=REASON_LABELS[decision.punt], route=route, domain=domain)
         if decision.cluster or decision.reason == Reason.NO_CLUSTER:
             # Which endpoint of the cluster is of no interest: for the comparison each has one that answers.
             may = self._shape(decision).may
