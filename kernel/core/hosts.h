@@ -5,8 +5,6 @@
 
 #include "head.h"
 
-#define UP_LABELS_MAX 8 /* suffixes tried; a name in a cluster has five labels */
-
 /*
  * Widens s->key.host to the next wildcard of s->host: `a.b.c` -> `*.b.c` -> `*.c`. Returns 0 when there is none left.
  * s->scan.pos is where the last suffix began; 0 at first.

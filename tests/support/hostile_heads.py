@@ -28,6 +28,16 @@ def post(*lines: bytes, body: bytes = b"") -> bytes:
 
 _CHUNKED = b"Transfer-Encoding: chunked"
 
+#: Headers that Envoy 1.40 joins into one line when they come twice (`tests/conformance/test_equivalence.py` asks it).
+JOINED: Final = (
+    b"accept", b"accept-encoding", b"authorization", b"cache-control", b"content-encoding", b"content-type",
+    b"grpc-timeout", b"if-match", b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since",
+    b"origin", b"pragma", b"referer", b"user-agent", b"via", b"x-client-trace-id", b"x-forwarded-for",
+    b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto", b"x-request-id", b"access-control-request-method",
+    b"access-control-request-headers", b"access-control-request-private-network", b"proxy-status",
+    b"grpc-accept-encoding", b"cdn-loop",
+)  # fmt: skip
+
 ENVOY_58: Final[dict[str, Case]] = {
     "plain": (get(), _OK),
     "LF-only": (b"GET / HTTP/1.1\nHost: a\n\n", _R.BAD_VERSION),
@@ -175,6 +185,9 @@ CLASSES: Final[dict[int, dict[str, Case]]] = {
         "Host bracket twice": (get(host=b"Host: [::1]]"), _R.BAD_HOST),
         "Host zone": (get(host=b"Host: [fe80::1%25eth0]"), _R.BAD_HOST),
         "Host too long": (get(host=b"Host: " + b"a" * HOST_MAX), _R.BAD_HOST),
+        # more wildcards than are looked up: one of those left out may be the one that matches
+        "Host of ten labels": (get(host=b"Host: a.b.c.d.e.f.g.h.i.j"), _R.BAD_HOST),
+        "Host of nine labels": (get(host=b"Host: a.b.c.d.e.f.g.h.i"), _OK),
         "Host upper, port": (get(host=b"Host: A.B:8080"), _OK),
         "Host v6, port": (get(host=b"Host: [FD00::1]:80"), _OK),
     },
@@ -185,6 +198,13 @@ CLASSES: Final[dict[int, dict[str, Case]]] = {
         "Connection close, keep-alive": (get(b"/", b"Connection: close, keep-alive"), _R.UPGRADE),
         "Connection empty": (get(b"/", b"Connection:"), _R.UPGRADE),
         "a header that decides nothing, twice": (get(b"/", b"X: a", b"X: b"), _OK),
+        "Cookie twice": (get(b"/", b"Cookie: a=b", b"Cookie: c=d"), _OK),
+        **{
+            f"{name.decode()} twice": (get(b"/", name + b": a", b"X: y", name.title() + b": a"), _R.DUPLICATE)
+            for name in JOINED
+        },
+        "Expect twice": (get(b"/", b"Expect: 100-continue", b"Expect: 100-continue"), _R.DUPLICATE),
+        "TE twice": (get(b"/", b"TE: trailers", b"TE: trailers"), _R.DUPLICATE),
     },
     6: {
         "NUL in name": (get(b"/", b"X\0: a"), _R.BAD_NAME),
@@ -249,6 +269,10 @@ CLASSES: Final[dict[int, dict[str, Case]]] = {
                 b"te:",
             )
         },
+        # where it is empty Envoy writes its own
+        "empty request id": (get(b"/", b"X-Request-Id:"), _R.PROXY_HEADER),
+        "empty forwarded proto": (get(b"/", b"x-forwarded-proto: "), _R.PROXY_HEADER),
+        "request id": (get(b"/", b"X-Request-Id: a", b"x-forwarded-proto: https"), _OK),
         "TE trailers": (get(b"/", b"TE: trailers"), _OK),
         "a name that only begins alike": (get(b"/", b"x-envoy: a", b"x-envo: a", b"x-forwarded-client-certs: a"), _OK),
     },

@@ -113,7 +113,7 @@ class Executor:
         return Outcome(Kind.PUNT, reason=label, route=route, domain=domain)
 
     def _shape(self, decision: Decision) -> _Shape:
-        key = (decision.program, decision.route_index, decision.domain)
+        key = (decision.program, decision.route, decision.domain)
         found = self._shapes.get(key)
         if found is None:
             action = self._action(decision)
@@ -123,7 +123,8 @@ class Executor:
 
     def _action(self, decision: Decision) -> Action:
         if decision.program:
-            return self._intent.programs[decision.program].actions[decision.route_index]
+            actions = self._intent.programs[decision.program].actions
+            return next(action for action in actions if action.route == decision.route)
         value = self._intent.entries[Table.VHOSTS][VhostKey(self._number, decision.domain).pack()]
         action = Vhost.unpack(value).direct
         assert action.kind == ActionKind.CLUSTERS, "a cluster was chosen"

@@ -31,7 +31,7 @@ from underpass.equivalence.outcome import Request, Sort
 
 #: Requests by which a weighted choice is judged.
 DRAWS: Final = 200
-_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 _BROWSER: Final = (
     ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
     ("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"),
@@ -39,7 +39,7 @@ _BROWSER: Final = (
     ("Cache-Control", "max-age=0"), ("Connection", "keep-alive"), ("Referer", "http://a/b?c=d"),
 )  # fmt: skip
 #: Paths that every reader reads alike, whose segments are neither empty nor dots.
-_NORMAL: Final = re.compile(r"(/(?!\.{0,2}(/|$))[A-Za-z0-9._~!$&'()*+,=:@-]+)*/?")
+NORMAL: Final = re.compile(r"(/(?!\.{0,2}(/|$))[A-Za-z0-9._~!$&'()*+,=:@-]+)*/?")
 _UNKNOWN: Final = ("nobody.example", "x", "10.255.255.254", "a.b.c.d.e.f.g.h.i.j")
 
 
@@ -130,16 +130,16 @@ def hit(route: Route, host: str, chance: random.Random) -> Draft:
     """A request that the route's own conditions all hold for (an earlier route may take it)."""
     draft = Draft(host=host, path=path_sample(route.match.path, chance))
     pairs = [f"{p.name}={value_sample(p, chance) or ''}" for p in route.match.query if not p.invert]
-    draft = replace(draft, query="&".join(pairs))
+    draft = replace(draft, query="&".join(pairs).replace(" ", "%20"))
     for header in route.match.headers:
-        draft = _with(draft, header, value_sample(header, chance))
+        draft = with_value(draft, header, value_sample(header, chance))
     return draft
 
 
-def _with(draft: Draft, header: ValueMatch, value: str | None) -> Draft:
+def with_value(draft: Draft, header: ValueMatch, value: str | None) -> Draft:
     """The draft with a header's value, None for none; pseudo headers are what they stand for."""
     if header.name == ":method":
-        return replace(draft, method=value or "GET")
+        return replace(draft, method=value if value in METHODS else _method(header))
     if header.name in (":authority", "host"):
         return replace(draft, host=value or draft.host)
     if header.name == ":path":
@@ -148,6 +148,15 @@ def _with(draft: Draft, header: ValueMatch, value: str | None) -> Draft:
     if header.name.startswith(":"):
         return draft
     return draft.with_header(header.name, *(() if value is None else (value,)))
+
+
+def _method(header: ValueMatch) -> str:
+    """A method of those that clients use for which a condition holds."""
+    try:
+        pattern = Pattern(PatternKind(header.kind.value), header.value.encode(), header.ignore_case)
+        return next((m for m in METHODS if pattern.holds(m.encode()) != header.invert), "GET")
+    except (ValueError, Unsupported):
+        return "GET"
 
 
 def path_sample(match: PathMatch, chance: random.Random) -> str:
@@ -187,7 +196,7 @@ def _matching(match: ValueMatch, chance: random.Random) -> str:
     return value if value or match.kind is StringKind.EXACT else "1"
 
 
-def _near(value: str) -> Iterator[str]:
+def near(value: str) -> Iterator[str]:
     """Values just beside one."""
     yield value + "x"
     yield value[:-1]
@@ -200,7 +209,7 @@ def _near(value: str) -> Iterator[str]:
 
 def _around(route: Route, base: Draft, chance: random.Random) -> Iterator[tuple[str, Draft]]:
     yield "hit", base
-    for method in _METHODS:
+    for method in METHODS:
         yield f"as {method}", replace(base, method=method, body="hello" if method in ("POST", "PUT", "PATCH") else "")
     yield "from a browser", replace(base, headers=(*base.headers, *_BROWSER))
     yield "with a query", replace(base, query=base.query + ("&" if base.query else "") + "a=b&c")
@@ -209,11 +218,11 @@ def _around(route: Route, base: Draft, chance: random.Random) -> Iterator[tuple[
     yield "path /", replace(base, path="/")
     yield "without headers", replace(base, headers=())
     for header in route.match.headers:
-        values: list[str | None] = [None, "", "1", *_near(_matching(header, chance)), _matching(header, chance)]
+        values: list[str | None] = [None, "", "1", *near(_matching(header, chance)), _matching(header, chance)]
         for value in dict.fromkeys(values):
             if value is None or (value.isprintable() and value == value.strip() and value.isascii()):
                 shown = "absent" if value is None else repr(value)
-                yield f"{header.name} {shown}", _with(base, header, value)
+                yield f"{header.name} {shown}", with_value(base, header, value)
     for parameter in route.match.query:
         wanted = _matching(parameter, chance)
         for query in (
@@ -221,18 +230,18 @@ def _around(route: Route, base: Draft, chance: random.Random) -> Iterator[tuple[
             f"{parameter.name.upper()}={wanted}", f"a=b&{parameter.name}={wanted}", f"x{parameter.name}={wanted}",
             f"{parameter.name}=x&{parameter.name}={wanted}", f"{parameter.name}={wanted}&{parameter.name}=x",
         ):  # fmt: skip
-            yield f"query {query}", replace(base, query=query)
+            yield f"query {query}", replace(base, query=query.replace(" ", "%20"))
 
 
 def _paths(match: PathMatch, path: str, chance: random.Random) -> Iterable[str]:
     literal = match.value if match.kind not in (PathKind.REGEX, PathKind.TEMPLATE) else path
     literal = literal if literal.startswith("/") else path
-    candidates = [literal, f"{literal}/", f"{literal}/x", f"{path}/", *(_near(literal)), f"/x{literal}"]
+    candidates = [literal, f"{literal}/", f"{literal}/x", f"{path}/", *(near(literal)), f"/x{literal}"]
     if match.kind is PathKind.REGEX:
         candidates += [regex_sample(match.value, chance) or path for _ in range(6)]
         candidates += [sample + "x" for sample in candidates[-3:]]
     for candidate in dict.fromkeys(candidates):
-        if candidate and _NORMAL.fullmatch(candidate):
+        if candidate and NORMAL.fullmatch(candidate):
             yield candidate
 
 

@@ -36,7 +36,7 @@ def _parts(report: dict[str, Any]) -> Iterable[str]:
         yield f"<br>Not asked: {escape(name)}, {escape(why)}."
     if report["leftOut"]:
         yield f"<br>Filters that only Istio's own Envoy has were left out: {escape(', '.join(report['leftOut']))}."
-    yield f"<br>Punted of plain requests: {report['puntRatio']:.2%}.</p><h2>Requests</h2>"
+    yield f"<br>Punted of plain requests to services and rules: {report['puntRatio']:.2%}.</p><h2>Requests</h2>"
     results = ("equal", "punted", "DIFFERENT")
     yield _table(
         ("", *results), ((sort, *(numbers[r] for r in results)) for sort, numbers in report["requests"].items())

@@ -13,6 +13,8 @@ from underpass.equivalence.run import Results
 API_VERSION: Final = "underpass.io/v1"
 #: Differences that are told one by one; the rest is counted.
 SHOWN: Final = 200
+#: What a route has that sends requests where their connection was going: it is there for hosts that nobody defines.
+_THROUGH: Final = ("original-destination",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,11 @@ class RouteRow:
     requests: int
     punted: int
     reasons: tuple[tuple[str, int], ...]
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a route to a service or of a rule, not what lets unknown hosts through as they are."""
+        return bool(self.host) and self.features != _THROUGH
 
     @property
     def ratio(self) -> float:
@@ -80,8 +87,8 @@ def differences(results: Results) -> Iterator[Judged]:
 def document(results: Results) -> dict[str, Any]:
     """The whole report as plain data; the same seed and resources give the same document."""
     table_rows = rows(results)
-    plain = counts(results)[Sort.PLAIN.value]
-    total = sum(plain.values())
+    own = [row for row in table_rows if row.own]
+    total = sum(row.requests for row in own)
     return {
         "apiVersion": API_VERSION,
         "kind": "EquivalenceReport",
@@ -93,7 +100,7 @@ def document(results: Results) -> dict[str, Any]:
         "tables": results.tables,
         "requests": counts(results),
         "different": results.different,
-        "puntRatio": plain[Result.PUNTED.value] / total if total else 0.0,
+        "puntRatio": sum(row.punted for row in own) / total if total else 0.0,
         "punts": {sort.value: reasons(results, sort) for sort in Sort},
         "routes": [
             {

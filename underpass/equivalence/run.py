@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Self
 
 from nodeagent.cache.resources import Forward
+from nodeagent.core.in_kernel import KernelHeadReader
 from nodeagent.core.libcore import Core, HeadReader
 from nodeagent.intent.model import RouteInfo
 from underpass.equivalence import compare, corpus
@@ -62,26 +64,49 @@ class Results:
 Corpus = Callable[[Subject], Sequence[Request]]
 
 
-def run(subjects: Subjects, options: Options, make: Corpus | None = None) -> Results:
-    """Try every table. Raises EnvoyError when Envoy ends, or refuses what the agent accepts."""
+class Cores:
+    """The core's readers: loading the one inside the kernel takes longer than many tables. A context manager."""
+
+    def __init__(self, *, kernel: bool = True) -> None:
+        self.core = Core()
+        self.readers: list[HeadReader] = [HeadReader(self.core)]
+        self.absent = ""
+        self._kernel: KernelHeadReader | None = None
+        if kernel:
+            self._kernel, self.absent = kernel_reader(self.core)
+        if self._kernel is not None:
+            self.readers.append(self._kernel)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unload what was loaded."""
+        if self._kernel is not None:
+            self._kernel.close()
+
+
+def run(subjects: Subjects, options: Options, make: Corpus | None = None, cores: Cores | None = None) -> Results:
+    """Try every table with the requests that `make` gives for it (the covering corpus).
+
+    cores: those of an earlier run, to be used again. Raises EnvoyError when Envoy ends, or refuses what the agent
+    accepts.
+    """
     results = Results(options.seed, refused=list(subjects.refused), views=subjects.views)
     results.left_out = tuple(sorted({name for subject in subjects.tables for name in subject.left_out}))
     made = make or (lambda subject: corpus.requests(subject.decoded, options.seed, options.limits))
     with ExitStack() as stack:
-        core = Core()
+        if cores is None:
+            cores = stack.enter_context(Cores(kernel=options.kernel))
         results.executors["libcore"] = "libcore.so"
-        readers: list[HeadReader] = [HeadReader(core)]
-        if options.kernel:
-            reader, why = kernel_reader(core)
-            if reader is None:
-                results.absent["kernel"] = why
-            else:
-                stack.callback(reader.close)
-                readers.append(reader)
-                results.executors["kernel"] = "the same core, in this kernel"
+        if len(cores.readers) > 1:
+            results.executors["kernel"] = "the same core, in this kernel"
+        elif cores.absent:
+            results.absent["kernel"] = cores.absent
         asked = _has_envoy(options, results)
         for batch in _batches(subjects.tables):
-            _batch(batch, core, readers, made, asked, results)
+            _batch(batch, cores.core, cores.readers, made, asked, results)
     results.tables = len(subjects.tables)
     return results
 

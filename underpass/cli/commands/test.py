@@ -136,7 +136,9 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"  {items[0]['table']}: {items[0]['aim']}", markup=False)
         console.print(f"  {items[0]['request']!r}", markup=False)
     console.print()
-    verdict = f"{report['different']} DIFFERENT; {report['puntRatio']:.2%} of plain requests punted"
+    verdict = (
+        f"{report['different']} DIFFERENT; {report['puntRatio']:.2%} of plain requests to services and rules punted"
+    )
     console.print(verdict, markup=False)
 
 
