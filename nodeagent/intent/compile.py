@@ -36,6 +36,7 @@ from nodeagent.cache.resources import Forward, Source
 from nodeagent.cache.store import Resources
 from nodeagent.errors import CapacityError
 from nodeagent.intent import features as f
+from nodeagent.intent import homerules
 from nodeagent.intent.clusters import ClusterDraft, draft, endpoint_of, slots, version
 from nodeagent.intent.ids import LASTING, LIMITS, Known, assign
 from nodeagent.intent.inbound import Unenforced, unenforced
@@ -44,6 +45,7 @@ from nodeagent.intent.packing import digest
 from nodeagent.intent.services import PASSTHROUGH, Services, TcpService, services_of
 from nodeagent.intent.tables import RouteDraft, TableCompiler, TableDraft, VhostDraft
 from nodeagent.intent.variants import Variants
+from nodeagent.rules.model import NO_RULE
 
 _TCP: Final = 6
 #: Least request compares so many endpoints: Envoy's default.
@@ -109,6 +111,7 @@ class Compiler:
         services = services_of(resources)
         tables = {use.name: self._tables.draft(use) for use in services.tables}
         names = {c.name for t in tables.values() for v in t.vhosts for r in v.routes for c in r.clusters}
+        names |= {m.cluster for t in tables.values() for v in t.vhosts for r in v.routes for m in r.rule.mirrors}
         names |= {c.name for service in services.tcp for c in service.clusters}
         clusters = {}
         for name in sorted(names):
@@ -185,27 +188,32 @@ class _Writer:
         return infos
 
     def _info(self, view: _View, table: TableDraft, vhost: VhostDraft, route: RouteDraft) -> RouteInfo:
-        features = list(route.features)
+        refused = list(route.refused)
         if vhost.matches is None:
-            features += ["capacity", vhost.over]
+            refused += ["capacity", vhost.over]
         if table.refused:
-            features.append(table.refused)
-        features += self._cluster_features(view, (c.name for c in route.clusters))
+            refused.append(table.refused)
+        named = [*(c.name for c in route.clusters), *(m.cluster for m in route.rule.mirrors)]
+        refused += self._cluster_features(view, named)
         action = route.route.action
         if isinstance(action, Forward) and action.not_found_code != _NO_CLUSTER:
             missing = [c.name for c in route.clusters if c.name not in view.clusters]
-            features += [f"{action.not_found_code} for a cluster that does not exist"] if missing else []
-        found = tuple(dict.fromkeys(features))
+            refused += [f"{action.not_found_code} for a cluster that does not exist"] if missing else []
+        if problem := route.features and homerules.problem(route.rule):
+            refused += ["capacity", problem]
+        found = tuple(dict.fromkeys([*route.features, *refused]))
+        where = Where.WAYPOINT if refused else Where.HOME
         return RouteInfo(
             key=route.key,
             host=vhost.name,
             route=route.route.name,
             match=route.match,
             clusters=tuple((c.name, c.weight) for c in route.clusters),
-            where=Where.WAYPOINT if found else Where.KERNEL,
+            where=where if found else Where.KERNEL,
             reason=n.REASON_LABELS[f.reason(found)] if found else "",
             features=found,
             source=route.route.source,
+            rule=route.rule if found and where is Where.HOME else NO_RULE,
         )
 
     def _tcp_info(self, view: _View, service: TcpService) -> RouteInfo:
@@ -346,19 +354,43 @@ class _Writer:
         if number:
             self._routes[number] = info
             self._texts[NameKind.ROUTE, number] = route_text(variant, info)
-        if info.where is not Where.KERNEL:
-            return Action(route=number, kind=ActionKind.PUNT, reason=f.reason(info.features))
+        reason = f.reason(info.features)
+        if info.where is Where.WAYPOINT:
+            return Action(route=number, kind=ActionKind.PUNT, reason=reason)
         to, total = [], 0
         for name, weight in info.clusters:
             total += weight if len(info.clusters) > 1 else 1
-            cluster = 0
-            if name in view.clusters:
-                found = self._ids[NameKind.CLUSTER].get(self._clusters.variant(view.key, name))
-                if found is None:
-                    return Action(route=number, kind=ActionKind.PUNT, reason=Reason.CAPACITY)
-                cluster = found
+            cluster = self._cluster_id(view, name)
+            if cluster is None:
+                return Action(route=number, kind=ActionKind.PUNT, reason=Reason.CAPACITY)
             to.append(Weight(total, cluster))
-        return Action(route=number, kind=ActionKind.CLUSTERS, n=len(to), total=total, to=tuple(to))
+        if info.where is Where.KERNEL:
+            return Action(route=number, kind=ActionKind.CLUSTERS, n=len(to), total=total, to=tuple(to))
+        rule = self._rule(view, info)
+        if not rule:
+            return Action(route=number, kind=ActionKind.PUNT, reason=Reason.CAPACITY)
+        # The kernel does not look at the destinations of a punt; home chooses among them as the kernel would.
+        return Action(number, ActionKind.PUNT, reason, len(to), 0, total, tuple(to), rule)
+
+    def _cluster_id(self, view: _View, name: str) -> int | None:
+        """The number of a cluster, 0 for one that does not exist, None when there was none left for it."""
+        if name not in view.clusters:
+            return 0
+        return self._ids[NameKind.CLUSTER].get(self._clusters.variant(view.key, name))
+
+    def _rule(self, view: _View, info: RouteInfo) -> int:
+        """The key of a route's rule, which is written; 0 when that cannot be."""
+        named = {d.cluster for d in info.rule.destinations} | {m.cluster for m in info.rule.mirrors}
+        numbers = {name: self._cluster_id(view, name) for name in named}
+        known = {name: number for name, number in numbers.items() if number is not None}
+        entries = self._entries[Table.RULES]
+        key, value = homerules.entry(homerules.numbered(info.rule, lambda name: known.get(name, 0)))
+        raw = key.to_bytes(8, "little")
+        if len(known) < len(numbers) or entries.get(raw, value) != value or len(entries) >= n.RULES:
+            self._reject(view.key, "rule", f"{info.host} {info.match}", "no room among the rules of home", _HOME)
+            return 0
+        entries[raw] = value
+        return key
 
     def _write_tables(
         self,
@@ -459,7 +491,7 @@ class _Writer:
     def _report(self, view: _View, table: TableDraft, vhost: VhostDraft) -> None:
         for route in vhost.routes:
             info = self._infos.all()[self._infos.variant(view.key, route.key)]
-            if info.where is not Where.KERNEL:
+            if info.where is Where.WAYPOINT:
                 name = f"{vhost.name} {info.match}"
                 self._reject(view.key, "route", name, "; ".join(info.features), _HOME, info.source)
             for cluster, _weight in info.clusters:
