@@ -354,9 +354,11 @@ class Exchange:
 
     def _conditions(self, status: int, lines: list[edit.Line]) -> set[str]:
         """The retry conditions that a response meets."""
-        met = set()
+        met: set[str] = set()
         retry = self._rule.retry
-        if status >= 500 and edit.first(lines, b"x-envoy-ratelimited") is None:
+        if edit.first(lines, b"x-envoy-ratelimited") is not None:
+            return met  # trying again would only add to what is too much
+        if status >= 500:
             met.add("5xx")
         if status in (502, 503, 504):
             met.add("gateway-error")

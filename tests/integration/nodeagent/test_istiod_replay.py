@@ -43,7 +43,7 @@ def _route(service: str, match: str, reason: str) -> tuple[str, str, str, str]:
     return ("route", f"{service}.default.svc.cluster.local:9080 {match}", reason, _HOME)
 
 
-#: All that is not for the kernel, by case and client: kind, name, reason, effect.
+#: All that is neither for the kernel nor for home, by case and client: kind, name, reason, effect.
 NOT_FOR_THE_KERNEL: dict[tuple[str, str], set[tuple[str, str, str, str]]] = {
     ("bookinfo", "sidecar"): {_ANYWHERE},
     ("bookinfo", "server"): {_ANYWHERE},
@@ -53,8 +53,9 @@ NOT_FOR_THE_KERNEL: dict[tuple[str, str], set[tuple[str, str, str, str]]] = {
         _ANYWHERE,
         *(_route(name, "/*", "upstream-tls") for name in ("details", "productpage", "ratings", "reviews")),
     },
-    ("ratings-abort", "sidecar"): {_ANYWHERE, _route("ratings", "/* end-user=jason", "fault-abort")},
-    ("ratings-delay", "sidecar"): {_ANYWHERE, _route("ratings", "/* end-user=jason", "fault-delay")},
+    # faults are home's: left to it, and refused by nobody
+    ("ratings-abort", "sidecar"): {_ANYWHERE},
+    ("ratings-delay", "sidecar"): {_ANYWHERE},
     ("reviews-80-20", "sidecar"): {_ANYWHERE},
     ("reviews-jason", "sidecar"): {_ANYWHERE},
 }
