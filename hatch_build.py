@@ -14,6 +14,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 OBJECTS = "nodeagent/objects"
 PATTERNS = ("*.bpf.o", "libcore.so")
+#: The core inside the kernel to be asked by `underpass test equivalence`; no node loads it.
+QUESTIONS = "test/core_test.bpf.o"
 
 
 class KernelObjects(BuildHookInterface[Any]):
@@ -33,8 +35,9 @@ class KernelObjects(BuildHookInterface[Any]):
         products = sorted(path for pattern in PATTERNS for path in (kernel / "build").glob(pattern))
         if not any(path.name.endswith(".bpf.o") for path in products):
             raise RuntimeError("make -C kernel left no *.bpf.o in kernel/build: the wheel would have no data path")
+        products += sorted((kernel / "build").glob(QUESTIONS))
         for path in products:
-            build_data["force_include"][str(path)] = f"{OBJECTS}/{path.name}"
+            build_data["force_include"][str(path)] = f"{OBJECTS}/{path.relative_to(kernel / 'build')}"
         build_data["force_include"][str(Path(self.root) / "samples")] = "underpass/samples"  # for `underpass demo`
         # Native code inside: the wheel belongs to this architecture, but to no particular Python.
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")

@@ -2,7 +2,8 @@
 /*
  * core_test.bpf.c - the core as the verifier accepts it, to be run on given bytes and compared with libcore.so.
  *
- * Never part of a node: it lies in build/test, which neither the loader nor the wheel looks into, and has maps of its own.
+ * Never part of a node: it lies in build/test, which the loader does not look into, and has maps of its own. `underpass test
+ * equivalence` asks it (nodeagent/core/in_kernel.py), so the wheel ships it.
  * One SEC("syscall") program a question; a question and its answer are one struct up_test in shared memory.
  */
 #include "../core/libcore.h"

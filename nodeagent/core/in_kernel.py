@@ -35,6 +35,7 @@ class KernelHeadReader(HeadReader):
         self._programs = self._object.programs
         self._last = Head(1, 0, 0, 0, 0, 0, 0, 0, 0)
         self._loaded: RouteProgram | None = None
+        self._domains: list[bytes] | None = None  # the program that tells them uses them up
 
     def close(self) -> None:
         """Unloads the programs."""
@@ -48,6 +49,7 @@ class KernelHeadReader(HeadReader):
         self._bytes[: len(data)] = data
         self._test[AT_N : AT_N + 4] = len(data).to_bytes(4, "little")
         self._run("head")
+        self._domains = None
         reason, size, method, flags, length, path, path_len, target_len, _, _, lines = _HEAD.unpack_from(
             self._test, AT_HEAD
         )
@@ -69,11 +71,12 @@ class KernelHeadReader(HeadReader):
 
     def domains(self) -> list[bytes]:
         """See `HeadReader.domains`."""
-        self._run("domains")
-        count = int.from_bytes(self._test[AT_N_DOMAINS : AT_N_DOMAINS + 4], "little")
-        return [
-            bytes(self._test[at : at + HOST_MAX]) for at in range(AT_DOMAINS, AT_DOMAINS + count * HOST_MAX, HOST_MAX)
-        ]
+        if self._domains is None:
+            self._run("domains")
+            count = int.from_bytes(self._test[AT_N_DOMAINS : AT_N_DOMAINS + 4], "little")
+            starts = range(AT_DOMAINS, AT_DOMAINS + count * HOST_MAX, HOST_MAX)
+            self._domains = [bytes(self._test[at : at + HOST_MAX]) for at in starts]
+        return self._domains
 
     def host(self) -> bytes:
         """See `HeadReader.host`."""

@@ -16,6 +16,7 @@ from nodeagent.bpf import objects
 from nodeagent.bpf.errors import ObjectFileError
 from nodeagent.bpf.kernel import LinuxKernel
 from nodeagent.cache.resources import PathKind, PathMatch, RouteMatch, StringKind, ValueMatch
+from nodeagent.core import in_kernel
 from nodeagent.core.libcore import HeadReader, RouteProgram
 from nodeagent.intent.packing import assemble
 from nodeagent.intent.vhost import compile_matches
@@ -217,7 +218,28 @@ def test_wire_arithmetic(kernel: CoreInKernel) -> None:
 
 
 def test_it_is_no_part_of_a_node() -> None:
-    """Nor of the wheel, which takes the objects of kernel/build."""
+    """Loaders take the objects of kernel/build; the wheel ships these apart, for `underpass test equivalence`."""
     assert OBJECT.name not in OBJECTS
     with pytest.raises(ObjectFileError):
         objects.find(OBJECT.name)
+
+
+def test_the_products_reader_in_the_kernel(kernel: CoreInKernel) -> None:
+    """Its offsets are the object's, and it reads what libcore.so reads (`underpass test equivalence`)."""
+    for name, offset in (
+        ("n", in_kernel.AT_N), ("result", in_kernel.AT_RESULT), ("n_domains", in_kernel.AT_N_DOMAINS),
+        ("head", in_kernel.AT_HEAD), ("lines", in_kernel.AT_LINES), ("domains", in_kernel.AT_DOMAINS),
+    ):  # fmt: skip
+        assert kernel.fields[name][0] == offset, name
+    native, reader = HeadReader(core()), in_kernel.KernelHeadReader(core(), LinuxKernel())
+    image = RouteProgram(program())
+    try:
+        for case in [*CANONICAL.values(), *MATCHED, get(b"/", host=b"Host: A.b.c:80")]:
+            assert reader.parse(case) == native.parse(case)
+            assert reader.header_lines(case) == native.header_lines(case)
+            assert reader.has_port == native.has_port
+            assert reader.host() == native.host()
+            assert reader.match(image) == native.match(image)
+            assert reader.domains() == native.domains()
+    finally:
+        reader.close()

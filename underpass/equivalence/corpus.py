@@ -40,7 +40,7 @@ _BROWSER: Final = (
 )  # fmt: skip
 #: Paths that every reader reads alike, whose segments are neither empty nor dots.
 NORMAL: Final = re.compile(r"(/(?!\.{0,2}(/|$))[A-Za-z0-9._~!$&'()*+,=:@-]+)*/?")
-_UNKNOWN: Final = ("nobody.example", "x", "10.255.255.254", "a.b.c.d.e.f.g.h.i.j")
+_UNKNOWN: Final = ("nobody.example", "x", "10.255.255.254", "a.b.c.d.e.f.g.h.i")
 
 
 @dataclass(frozen=True, slots=True)

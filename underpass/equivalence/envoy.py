@@ -32,7 +32,7 @@ _TIMEOUT: Final = 5.0
 #: What is no whole request never gets an answer; where the core punts, nothing depends on it.
 _TIMEOUT_PUNTED: Final = 0.3
 #: Requests of one table that are asked one after another; others of it go over other connections meanwhile.
-_RUN: Final = 64
+_RUN: Final = 16
 #: grpc-status -> the HTTP status that gRPC clients take for it (gRPC's http-grpc-status-mapping).
 _GRPC_STATUS: Final = {12: 404, 14: 503}
 #: Envoy's own limit of file descriptors matters with many tables; more clusters than this are not put to it.

@@ -1,0 +1,158 @@
+"""`underpass test equivalence` with a real Envoy: it finds nothing where nothing is wrong, and what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.hostile_heads import JOINED
+from tests.support.route_tables import subjects
+from tests.support.tiers import repository, shared
+from underpass.api import envoy
+from underpass.cli.app import main
+from underpass.equivalence.corpus import Limits
+from underpass.equivalence.envoy import EnvoyError, Oracle
+from underpass.equivalence.outcome import Kind, Request, Result, Sort
+from underpass.equivalence.report import document
+from underpass.equivalence.run import Cores, Options, run
+
+pytestmark = pytest.mark.needs("core", "envoy")
+
+
+@pytest.fixture(scope="module")
+def cores() -> Iterator[Cores]:
+    with Cores() as made:
+        yield made
+
+
+def table(*routes: dict[str, Any], domains: tuple[str, ...] = ("a",)) -> Any:
+    vhost = {"name": "v", "domains": list(domains), "routes": list(routes)}
+    return envoy.from_dict("RouteConfiguration", {"name": "t", "virtual_hosts": [vhost]})
+
+
+def to(cluster: str, **match: Any) -> dict[str, Any]:
+    return {"match": match or {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s"}}
+
+
+def test_the_shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shop, page = repository() / "samples" / "shop", tmp_path / "report.html"
+    names = ("shop", "destination-rules", "catalog-testers-v2")
+    files = [part for name in names for part in ("-f", str(shop / f"{name}.yaml"))]
+    status = main(["test", "equivalence", *files, "-o", "json", "--html", str(page)])
+    report = json.loads(capsys.readouterr().out)
+    assert (status, report["different"], report["puntRatio"]) == (0, 0, 0.0), report["differences"]
+    assert report["executors"]["envoy"] == "1.40.0"
+    assert report["requests"]["plain"]["equal"] > 300
+    assert report["requests"]["cut"]["punted"] > 100
+    assert any("end-user=tester" in row["match"] for row in report["routes"])
+    assert "0 DIFFERENT" in page.read_text()
+
+
+def test_a_wrong_decision_is_found(cores: Cores) -> None:
+    routes = [to("c0", path="/a"), to("c1", prefix="/")]
+    found = subjects([table(*routes)])
+    wrong = found.tables[0].routes.virtual_hosts[0].routes[1].route
+    wrong.cluster = "c2"  # Envoy's copy alone: as if the compiler had mixed up two clusters
+    results = run(found, Options(limits=Limits(hostile=0, cuts=0)), cores=cores)
+    bad = [item for item in results.judged if item.result is Result.DIFFERENT]
+    assert bad
+    assert all(item.why == "the core sends it to c1, Envoy to c2" for item in bad)
+    assert results.count(Result.EQUAL) > 0
+    assert document(results)["different"] == len(bad)
+
+
+def test_a_wrong_split_is_found(cores: Cores) -> None:
+    weights = {"clusters": [{"name": "c0", "weight": 90}, {"name": "c1", "weight": 10}]}
+    found = subjects([table({"match": {"prefix": "/"}, "route": {"weighted_clusters": weights, "timeout": "0s"}})])
+    for item in found.tables[0].routes.virtual_hosts[0].routes[0].route.weighted_clusters.clusters:
+        item.weight.value = 50
+    results = run(found, Options(limits=Limits(hostile=0, cuts=0)), cores=cores)
+    assert [why.partition(":")[0] for _, _, why in results.splits] == ["Envoy"]
+
+
+def test_a_table_that_envoy_refuses_is_an_error_with_its_words(cores: Cores) -> None:
+    found = subjects([table(to("c0"))])
+    found.tables[0].routes.virtual_hosts[0].domains.append("a")
+    with pytest.raises(EnvoyError, match="domain"):
+        run(found, Options(limits=Limits(hostile=0, cuts=0)), cores=cores)
+
+
+#: Found by generated tables, made small: (routes, domains, request). The core may leave each to Envoy, but not decide.
+FOUND: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], bytes]] = {
+    "a wildcard behind more labels than are looked up": (
+        [to("c0")], ("*.i",), b"GET / HTTP/1.1\r\nHost: x.a.b.c.d.e.f.g.h.i\r\n\r\n",
+    ),
+    "the status for a cluster that does not exist": (
+        [{"match": {"prefix": "/"}, "route": {
+            "cluster": "m0", "timeout": "0s", "cluster_not_found_response_code": "INTERNAL_SERVER_ERROR"}}],
+        ("a",), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    ),
+    "a header that is joined": ([to("c0")], ("a",), b"GET / HTTP/1.1\r\nHost: a\r\nAccept: 1\r\naccept: 2\r\n\r\n"),
+    "orders to a proxy": ([to("c0")], ("a",), b"GET / HTTP/1.1\r\nHost: a\r\nx-envoy-max-retries: 9\r\n\r\n"),
+    "no request id": ([to("c0")], ("a",), b"GET / HTTP/1.1\r\nHost: a\r\nx-request-id:\r\n\r\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found_before(cores: Cores, name: str) -> None:
+    routes, domains, data = FOUND[name]
+    found = subjects([table(*routes, domains=domains)])
+    results = run(found, Options(), lambda _: [Request(data, len(data), Sort.PLAIN, name)], cores)
+    assert [item.result for item in results.judged] == [Result.PUNTED], results.judged
+
+
+def test_the_headers_that_envoy_joins() -> None:
+    """Those, and no other that clients send: the core's list is a copy of what Envoy does."""
+    others = (b"x", b"cookie", b"accept-language", b"x-b3-traceid", b"traceparent", b"range", b"x-real-ip", b"if-x")
+    names = (*JOINED, *others)
+    heads = [b"GET / HTTP/1.1\r\nHost: a\r\n%s: v1\r\n%s: v2\r\n\r\n" % (name, name) for name in names]
+
+    async def ask() -> list[bytes]:
+        async with Oracle(subjects([table(to("c0"))]).tables) as oracle:
+            requests = [(Request(head, len(head), Sort.HOSTILE, ""), True) for head in heads]
+            outcomes = (await oracle.ask([(0, requests)]))[0]
+            assert {outcome.kind for outcome in outcomes} == {Kind.FORWARD}
+            return [outcome.head for outcome in outcomes]
+
+    joined = {name for name, head in zip(names, asyncio.run(ask()), strict=True) if b"\r\n%s: v1,v2\r\n" % name in head}
+    assert joined == set(JOINED)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("shared")
+@pytest.mark.parametrize("what", ["istiod", "istio/config"])
+def test_istios_own(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A genuine istiod's resources, and Istio's own test configurations all at once."""
+    arguments = ["--istiod" if what == "istiod" else "-f", str(shared() / what)]
+    status = main(["test", "equivalence", *arguments, "-o", "json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (status, report["different"]) == (0, 0), report["differences"]
+
+
+@pytest.mark.needs("shared")
+@pytest.mark.parametrize("rule", ["reviews-80-20", "reviews-jason-v2-v3"])
+def test_bookinfo(rule: str, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = shared() / "istio" / "bookinfo"
+    files = ("platform/bookinfo", "networking/destination-rule-all", f"networking/virtual-service-{rule}")
+    status = main(["test", "equivalence", *(str(samples / f"{name}.yaml") for name in files), "-o", "json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (status, report["different"], report["puntRatio"]) == (0, 0, 0.0), report["differences"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ([], 2, "nothing to test"),
+        (["-f", "/nonexistent"], 2, "cannot read /nonexistent"),
+        (["--istiod", "/nonexistent"], 2, "nothing in /nonexistent"),
+        (["-f", "x", "--istiod", "y"], 2, "two things to test"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "equivalence", *arguments]) == status
+    assert says in capsys.readouterr().err
