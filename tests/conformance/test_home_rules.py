@@ -71,7 +71,7 @@ class Case:
     match: dict[str, Any] = field(default_factory=dict)
 
 
-_PLAIN = (("GET", "/a?q=1", {}),)
+_PLAIN: tuple[tuple[str, str, dict[str, str]], ...] = (("GET", "/a?q=1", {}),)
 CASES = {
     "levels": Case(
         {

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 from nodeagent.abi import numbers as n
 from nodeagent.abi.numbers import ActionKind, NameKind, ServiceKind
-from nodeagent.abi.records import Action, Cluster, Endpoint, NameKey, NameText, Service, ServiceKey, Vhost, VhostKey
+from nodeagent.abi.records import (
+    Action,
+    Cluster,
+    Endpoint,
+    HomeRule,
+    NameKey,
+    NameText,
+    Service,
+    ServiceKey,
+    Vhost,
+    VhostKey,
+)
 from nodeagent.abi.records import Table as TableRecord
 from nodeagent.cache.resources import (
     Assignment,
@@ -38,6 +49,8 @@ from nodeagent.intent.compile import Compiler
 from nodeagent.intent.ids import Known
 from nodeagent.intent.model import Program, Table
 from nodeagent.plan import Observed, Op, Step, apply, drift, plan
+from nodeagent.rules.model import NO_RULE, Mirror, Rule
+from nodeagent.rules.text import decode
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,10 @@ def _resources(draw: st.DrawFn) -> Resources:
             targets = draw(st.lists(st.sampled_from(("", "v1")), unique=True, min_size=1))
             weights = tuple(WeightedCluster(f"outbound|80|{t}|{name}", draw(st.integers(1, 9))) for t in targets)
             action = Forward(weights, timeout=draw(st.sampled_from((0.0, 0.0, 3.0))))
-            routes.append(Route(f"r{index}", RouteMatch(PathMatch(PathKind.PREFIX, "/"), header), action))
+            mirrored = draw(st.sampled_from(("", "", *_NAMES)))
+            rule = Rule(mirrors=(Mirror(f"outbound|80||{mirrored}"),)) if mirrored else NO_RULE
+            match = RouteMatch(PathMatch(PathKind.PREFIX, "/"), header)
+            routes.append(Route(f"r{index}", match, action, rule=rule))
         hosts.append(VirtualHost(name, (name, f"10.1.0.{_NAMES.index(name) + 1}"), tuple(routes)))
     listeners = {"0.0.0.0_80": Listener("0.0.0.0_80", "outbound", (("0.0.0.0", 80),), (Chain("", Http(rds="80")),))}
     if draw(st.booleans()):
@@ -111,8 +127,13 @@ def _read(state: Observed, programs: dict[int, Program]) -> _State:
     contents = {number: content(number) for number in clusters}
 
     def action(a: Action, into: dict[int, object]) -> object:
-        if a.kind != ActionKind.CLUSTERS:
+        if a.kind != ActionKind.CLUSTERS and not a.rule:
             return a.kind, a.reason
+        if a.rule:
+            text = HomeRule.unpack(state.entries[Table.RULES][a.rule.to_bytes(8, "little")])
+            for mirror in decode(text.text[: text.len]).mirrors:
+                if mirror.number:
+                    into[mirror.number] = contents[mirror.number]
         assert a.route in named, "a route in use is not named"
         for weight in a.to:
             if weight.cluster:
