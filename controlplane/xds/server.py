@@ -412,11 +412,12 @@ class XdsServer:
                 if response is None:
                     break
                 began = time.monotonic()
-                self._throttle.enter(len(response.data))
+                size = len(response.data)
+                ticket = self._throttle.enter(size)
                 try:
                     await _send(context, response.data)
                 finally:
-                    self._throttle.leave(len(response.data))
+                    self._throttle.leave(ticket, size)
                 self._metrics.send_time.observe(time.monotonic() - began)
                 self._metrics.sent(response)
                 connection.time_of(response.type_url).sent = time.time()

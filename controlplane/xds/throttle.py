@@ -1,8 +1,8 @@
 """A bound on the bytes that are being written to all clients together.
 
 A route table of a megabyte for each of a thousand clients is a gigabyte when it is handed to gRPC at once. Writers
-wait for room before they assemble their message, which also makes it the newest. Nobody waits longer than ``patience``:
-clients that do not read keep their share occupied, and must not hold up the others for more than that.
+wait for room before they assemble their message, which also makes it the newest. Nobody waits longer than ``patience``,
+and no message is counted for longer: clients that do not read would hold up all others for ever.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Final
 
 #: Bytes in flight above which further writers wait.
 LIMIT: Final = 48 << 20
-#: Longest wait for room, seconds.
+#: Longest wait for room, and longest time that a message counts, seconds.
 PATIENCE: Final = 2.0
+#: Messages below this do not count: a timer for each would cost more than they do.
+LEAST: Final = 16 << 10
 #: Writers that are let in when one leaves; small messages would otherwise drain one by one.
 _BATCH: Final = 4
 
@@ -22,8 +24,9 @@ _BATCH: Final = 4
 class Throttle:
     """Counts bytes in flight; all methods belong to one event loop."""
 
-    def __init__(self, limit: int = LIMIT, patience: float = PATIENCE) -> None:
+    def __init__(self, limit: int = LIMIT, patience: float = PATIENCE, least: int = LEAST) -> None:
         self._limit = limit
+        self._least = least
         self._patience = patience
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.in_flight = 0
@@ -40,12 +43,20 @@ class Throttle:
         except TimeoutError:
             pass  # somebody does not read; go on regardless
 
-    def enter(self, size: int) -> None:
-        """A message of *size* bytes is handed to gRPC."""
+    def enter(self, size: int) -> asyncio.TimerHandle | None:
+        """A message of *size* bytes is handed to gRPC; gives what :meth:`leave` wants back. Small ones do not count."""
+        if size < self._least:
+            return None
         self.in_flight += size
+        return asyncio.get_running_loop().call_later(self._patience, self._left, size)
 
-    def leave(self, size: int) -> None:
-        """It is on its way."""
+    def leave(self, ticket: asyncio.TimerHandle | None, size: int) -> None:
+        """It is on its way. If that took too long, it is not counted any more."""
+        if ticket is not None and ticket.when() > asyncio.get_running_loop().time() and not ticket.cancelled():
+            ticket.cancel()
+            self._left(size)
+
+    def _left(self, size: int) -> None:
         self.in_flight -= size
         let_in = 0
         while self._waiting and let_in < _BATCH and self.in_flight < self._limit:

@@ -31,7 +31,7 @@ class ControlPlaneProcess:
     @property
     def log(self) -> str:
         path = self._scratch / "controlplane.log"
-        return path.read_text() if path.exists() else ""
+        return path.read_text(errors="replace") if path.exists() else ""
 
     @property
     def rss(self) -> int:

@@ -10,15 +10,15 @@ from controlplane.xds.throttle import Throttle
 
 def test_writers_wait_for_room_and_are_let_in_in_order() -> None:
     async def run() -> list[int]:
-        throttle = Throttle(limit=10, patience=5)
+        throttle = Throttle(limit=10, patience=5, least=0)
         order: list[int] = []
 
         async def writer(number: int) -> None:
             await throttle.room()
             order.append(number)
-            throttle.enter(10)
+            ticket = throttle.enter(10)
             await asyncio.sleep(0.001)
-            throttle.leave(10)
+            throttle.leave(ticket, 10)
 
         began = time.monotonic()
         await asyncio.gather(*(writer(n) for n in range(5)))
@@ -31,7 +31,7 @@ def test_writers_wait_for_room_and_are_let_in_in_order() -> None:
 
 def test_nobody_waits_for_a_client_that_does_not_read() -> None:
     async def run() -> float:
-        throttle = Throttle(limit=10, patience=0.05)
+        throttle = Throttle(limit=10, patience=0.05, least=0)
         throttle.enter(10)  # never leaves
         began = time.monotonic()
         await asyncio.gather(*(throttle.room() for _ in range(100)))
@@ -40,15 +40,43 @@ def test_nobody_waits_for_a_client_that_does_not_read() -> None:
     assert 0.04 < asyncio.run(run()) < 1
 
 
+def test_clients_that_never_read_are_waited_for_once_not_for_ever() -> None:
+    async def run() -> float:
+        throttle = Throttle(limit=10, patience=0.05, least=0)
+        tickets = [throttle.enter(10) for _ in range(50)]
+        await throttle.room()
+        began = time.monotonic()
+        for _ in range(100):
+            await throttle.room()
+        for ticket in tickets:
+            throttle.leave(ticket, 10)  # it did read in the end: not counted twice
+        assert throttle.in_flight == 0
+        return time.monotonic() - began
+
+    assert asyncio.run(run()) < 0.05
+
+
+def test_small_messages_do_not_count() -> None:
+    async def run() -> None:
+        throttle = Throttle(limit=10, patience=5, least=5)
+        tickets = [throttle.enter(4) for _ in range(100)]
+        await asyncio.wait_for(throttle.room(), 1)
+        for ticket in tickets:
+            throttle.leave(ticket, 4)
+        assert throttle.in_flight == 0
+
+    asyncio.run(run())
+
+
 def test_a_waiter_that_is_cancelled_loses_its_place_only() -> None:
     async def run() -> None:
-        throttle = Throttle(limit=1, patience=5)
-        throttle.enter(1)
+        throttle = Throttle(limit=1, patience=5, least=0)
+        ticket = throttle.enter(1)
         first, second = asyncio.ensure_future(throttle.room()), asyncio.ensure_future(throttle.room())
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.sleep(0)
-        throttle.leave(1)
+        throttle.leave(ticket, 1)
         await asyncio.wait_for(second, 1)
 
     asyncio.run(run())
