@@ -53,6 +53,7 @@ MAPS = (*DECISION_MAPS, "config", "cgroup_workload", "conns", "stocks", "events"
 _LAYOUTS = {
     "config": "up_config", "conns": "up_conn", "stocks": "up_stock", "endpoints": "up_endpoint", "tables": "up_table",
     "clusters": "up_cluster", "vhosts": "up_vhost", "sockets": "up_socket", "home_stats": "up_home_stat",
+    "home_rules": "up_home_rule",
 }  # fmt: skip
 _VERSION, _GENERATION, _HOME = (offset_of("up_config", n) for n in ("version", "generation", "home_generation"))
 _EVENT = struct.Struct("=IIIIQ")  # type, workload, endpoint, cluster, cookie: see the assertion

@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.needs("root", "bpf", "core", "netns", "cgroup2"), pyte
 
 SUPPORT = Path(__file__).parents[1] / "support"
 CLIENT, ODD = str(SUPPORT / "keepalive_client.py"), str(SUPPORT / "odd_server.py")
+LEAVING = str(SUPPORT / "leaving_client.py")
 PORT = 8081
 HEADERS = Rule(
     request=(Edits(("x-gone",), (Field("x-set", "new", Placing.SET), Field("x-add", "%REQ(x-set)% 100%%"))),),
@@ -218,3 +219,24 @@ def test_an_early_answer_to_an_upload(setup: Setup) -> None:
     first, second = setup.ask({"send": post("timeout", "x" * 300_000, "/refuse")}, get("timeout"))
     assert first["status"] == 503
     assert second["status"] == 200
+
+
+def test_clients_that_leave_cost_nothing(setup: Setup) -> None:
+    hosts = [*RULES, "plain", "lame", "dead"]
+    command = [sys.executable, LEAVING, VIP4, str(SERVICE_PORT), "7", "250", *hosts]
+    ends = json.loads(setup.node.run(setup.client, command))
+    assert min(ends.values()) > 40
+    assert [answer["status"] for answer in setup.ask(get("plain"), get("headers"), get("retry"))] == [200] * 3
+
+    def settled() -> bool:
+        status: dict[str, Any] = setup.node.status()
+        clients = status["clients"]
+        return clients["clients"] == 0 and clients["legs"] == 0 and clients["closing"] == 0
+
+    for _ in range(300):
+        if settled():
+            break
+        time.sleep(0.1)
+    assert settled(), setup.node.status()
+    assert setup.node.status()["faults"] == 0, setup.node.home_log.read_text()
+    assert "Traceback" not in setup.node.home_log.read_text()

@@ -117,6 +117,9 @@ class Play:
         if expected is not None:
             assert expected == self.sent
         assert self.relay.received == self.received
+        if self.relay.between_requests:
+            assert not self.clocks
+            assert not self.leg
 
     def step(self, stream: bytes) -> bytes:
         """One happening; what is left of the client's bytes."""
