@@ -16,7 +16,7 @@ from tests.support.tiers import repository, shared
 from underpass.api import envoy
 from underpass.cli.app import main
 from underpass.equivalence.corpus import Limits
-from underpass.equivalence.envoy import EnvoyError, Oracle
+from underpass.equivalence.envoy import Oracle
 from underpass.equivalence.outcome import Kind, Request, Result, Sort
 from underpass.equivalence.report import document
 from underpass.equivalence.run import Cores, Options, run
@@ -66,6 +66,31 @@ def test_a_wrong_decision_is_found(cores: Cores) -> None:
     assert document(results)["different"] == len(bad)
 
 
+@pytest.mark.parametrize(
+    ("action", "change", "says"),
+    [
+        ({"route": {"cluster": "c0", "prefix_rewrite": "/x"}}, "route.prefix_rewrite=/y", "home: request line"),
+        ({"redirect": {"path_redirect": "/x"}}, "redirect.path_redirect=/y", "home: it tells the client"),
+        ({"direct_response": {"status": 418}}, "direct_response.status=419", "home: it answers 418, Envoy answers 419"),
+        ({"direct_response": {"status": 418, "body": {"inline_string": "a"}}}, "direct_response.body.inline_string=b",
+         "home: it tells the client"),
+    ],
+)  # fmt: skip
+def test_what_home_does_wrong_is_found(cores: Cores, action: dict[str, Any], change: str, says: str) -> None:
+    path, _, value = change.partition("=")
+    found = subjects([table({"match": {"prefix": "/a"}, **action})])
+    assert not run(found, Options(limits=Limits(hostile=0, cuts=0)), cores=cores).different
+    *parents, name = path.split(".")
+    message = found.tables[0].routes.virtual_hosts[0].routes[0]
+    for parent in parents:
+        message = getattr(message, parent)
+    setattr(message, name, int(value) if value.isdigit() else value)
+    results = run(found, Options(limits=Limits(hostile=0, cuts=0)), cores=cores)
+    bad = [item.why for item in results.judged if item.result is Result.DIFFERENT]
+    assert bad
+    assert all(why.startswith(says) for why in bad), bad
+
+
 def test_a_wrong_split_is_found(cores: Cores) -> None:
     weights = {"clusters": [{"name": "c0", "weight": 90}, {"name": "c1", "weight": 10}]}
     found = subjects([table({"match": {"prefix": "/"}, "route": {"weighted_clusters": weights, "timeout": "0s"}})])
@@ -75,11 +100,14 @@ def test_a_wrong_split_is_found(cores: Cores) -> None:
     assert [why.partition(":")[0] for _, _, why in results.splits] == ["Envoy"]
 
 
-def test_a_table_that_envoy_refuses_is_an_error_with_its_words(cores: Cores) -> None:
-    found = subjects([table(to("c0"))])
-    found.tables[0].routes.virtual_hosts[0].domains.append("a")
-    with pytest.raises(EnvoyError, match="domain"):
-        run(found, Options(limits=Limits(hostile=0, cuts=0)), cores=cores)
+def test_a_table_that_envoy_refuses_is_told_and_the_others_are_tried(cores: Cores) -> None:
+    found = subjects([table(to("c0")), table(to("c1")), table(to("c2"))])
+    found.tables[1].routes.virtual_hosts[0].domains.append("a")
+    results = run(found, Options(limits=Limits(hostile=0, cuts=0)), cores=cores)
+    assert [(name, aim) for name, aim, _ in results.splits] == [(found.tables[1].name, "the table")]
+    assert "domain" in results.splits[0][2]
+    asked = {item.table for item in results.judged if item.envoy is not None}
+    assert asked == {found.tables[0].name, found.tables[2].name}
 
 
 #: Found by generated tables, made small: (routes, domains, request). The core may leave each to Envoy, but not decide.

@@ -36,7 +36,8 @@ def _verdict(request: Request, native: Outcome, kernel: Outcome | None, envoy: O
     if request.sort is Sort.CUT and native.kind is not Kind.PUNT:
         return Result.DIFFERENT, f"a part of a head was decided: {native.text()}"
     if native.kind is Kind.PUNT:
-        return Result.PUNTED, native.reason
+        home = _home_difference(native, envoy) if envoy is not None else ""
+        return (Result.DIFFERENT, f"home: {home}") if home else (Result.PUNTED, native.reason)
     if envoy is None:
         return Result.EQUAL, ""
     difference = _difference(native, envoy)
@@ -71,6 +72,34 @@ def _difference(native: Outcome, envoy: Outcome) -> str:
     elif "" in native.may and envoy.kind is Kind.REPLY and envoy.status == 503:
         return ""  # Envoy drew the destination that does not exist
     return f"the core {native.text()}, Envoy {envoy.text()}"
+
+
+def _home_difference(native: Outcome, envoy: Outcome) -> str:
+    """What home does otherwise than Envoy with a request that the kernel left to it."""
+    home = native.home
+    if home is None:
+        return ""
+    if home.kind is not envoy.kind or (home.kind is Kind.REPLY and home.status != envoy.status):
+        if "" in native.may and 503 in (home.status, envoy.status):
+            return ""  # one of the two drew the destination that does not exist
+        return f"it {home.text()}, Envoy {envoy.text()}"
+    if home.kind is Kind.FORWARD:
+        if envoy.cluster not in native.may:
+            return f"it sends it to {', '.join(sorted(native.may))}, Envoy to {envoy.cluster}"
+        if home.cluster != envoy.cluster:
+            return ""  # each drew for itself, and destinations may have changes of their own
+        difference = head_difference(home.head, envoy.head)
+        if difference:
+            return difference
+    return _told_difference(home, envoy) if home.status != 503 else ""
+
+
+def _told_difference(home: Outcome, envoy: Outcome) -> str:
+    """What the client is told otherwise. Which cluster a server is, and what it got, was compared already."""
+    ours, theirs = ([item for item in who.told if not item.startswith(b"x-underpass")] for who in (home, envoy))
+    if ours == theirs:
+        return ""
+    return f"it tells the client {ours[:6]}, Envoy {theirs[:6]}"
 
 
 def head_difference(sent: bytes, got: bytes) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from nodeagent.abi.numbers import REASON_LABELS, ActionKind, NameKind, Reason
+from nodeagent.abi.numbers import REASON_LABELS, NameKind, Reason
 from nodeagent.abi.records import Action, NameKey, Vhost, VhostKey
 from nodeagent.bpf.abc import Kernel, Map
 from nodeagent.bpf.errors import BpfError
@@ -20,6 +20,7 @@ from nodeagent.core.in_kernel import KernelHeadReader
 from nodeagent.core.libcore import Core, HeadReader
 from nodeagent.home.relay import status_of
 from nodeagent.intent.model import Intent, RouteInfo, Table
+from underpass.equivalence.athome import AtHome
 from underpass.equivalence.outcome import Kind, Outcome
 from underpass.equivalence.subjects import Subject
 
@@ -87,6 +88,7 @@ class Executor:
             name = NameKey.unpack(key)
             if name.kind == NameKind.CLUSTER:
                 self._clusters[name.id] = text.rstrip(b"\0").decode().partition(" # ")[0]
+        self._home = AtHome(core, lambda number: self._clusters.get(number, ""))
         self._shapes: dict[tuple[int, int, bytes], _Shape] = {}
 
     def decide(self, reader: HeadReader, data: bytes) -> Outcome:
@@ -98,7 +100,9 @@ class Executor:
         info = self._intent.routes.get(decision.route)
         route, domain = info.key if info is not None else "", decision.domain.decode("latin-1")
         if decision.punt:  # home carries it out
-            return Outcome(Kind.PUNT, reason=REASON_LABELS[decision.punt], route=route, domain=domain)
+            may, reason = self._shape(decision).may, REASON_LABELS[decision.punt]
+            home = self._home.outcome(reader, data, head, decision)
+            return Outcome(Kind.PUNT, reason=reason, route=route, domain=domain, may=may, home=home)
         if decision.cluster or decision.reason == Reason.NO_CLUSTER:
             # Which endpoint of the cluster is of no interest: for the comparison each has one that answers.
             may = self._shape(decision).may
@@ -126,9 +130,7 @@ class Executor:
             actions = self._intent.programs[decision.program].actions
             return next(action for action in actions if action.route == decision.route)
         value = self._intent.entries[Table.VHOSTS][VhostKey(self._number, decision.domain).pack()]
-        action = Vhost.unpack(value).direct
-        assert action.kind == ActionKind.CLUSTERS, "a cluster was chosen"
-        return action
+        return Vhost.unpack(value).direct
 
     def info(self, key: str) -> RouteInfo | None:
         """A route by its key."""

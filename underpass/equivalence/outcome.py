@@ -59,7 +59,9 @@ class Outcome:
 
     FORWARD: `cluster`, and `head` as it left; REPLY: `status`; PUNT and REPLY: `reason`. `may`: all clusters that a
     weighted choice could have given ("" stands for one that does not exist). `route`: the key of the route that took
-    it. `domain`: the virtual host's domain that it was found by.
+    it. `domain`: the virtual host's domain that it was found by. `told`: headers and body of the response as the client
+    gets it, without what is a proxy's own (`echo.told`); empty where nobody looked. `home`: of a PUNT, what
+    underpass-home does then, if it can be told.
     """
 
     kind: Kind
@@ -70,6 +72,8 @@ class Outcome:
     may: frozenset[str] = frozenset()
     route: str = ""
     domain: str = ""
+    told: tuple[bytes, ...] = ()
+    home: Outcome | None = None
 
     def text(self) -> str:
         """One phrase for people."""

@@ -16,7 +16,7 @@ from nodeagent.core.libcore import Core, HeadReader
 from nodeagent.intent.model import RouteInfo
 from underpass.equivalence import compare, corpus
 from underpass.equivalence.cores import Executor, kernel_reader
-from underpass.equivalence.envoy import EnvoyError, Oracle, binary
+from underpass.equivalence.envoy import EnvoyError, Oracle, RefusedError, binary
 from underpass.equivalence.outcome import Judged, Kind, Outcome, Request, Result, Sort
 from underpass.equivalence.subjects import Subject, Subjects
 
@@ -61,6 +61,8 @@ class Results:
         return self.count(Result.DIFFERENT) + len(self.splits)
 
 
+#: A table, its requests, and what both cores did with each.
+_Decided = tuple[Subject, list[Request], list[Outcome], list[Outcome | None]]
 Corpus = Callable[[Subject], Sequence[Request]]
 
 
@@ -90,8 +92,7 @@ class Cores:
 def run(subjects: Subjects, options: Options, make: Corpus | None = None, cores: Cores | None = None) -> Results:
     """Try every table with the requests that `make` gives for it (the covering corpus).
 
-    cores: those of an earlier run, to be used again. Raises EnvoyError when Envoy ends, or refuses what the agent
-    accepts.
+    cores: those of an earlier run, to be used again. Raises EnvoyError when Envoy cannot be started, or ends.
     """
     results = Results(options.seed, refused=list(subjects.refused), views=subjects.views)
     results.left_out = tuple(sorted({name for subject in subjects.tables for name in subject.left_out}))
@@ -130,7 +131,7 @@ def _batches(tables: Sequence[Subject]) -> Iterator[list[Subject]]:
 def _batch(
     batch: list[Subject], core: Core, readers: list[HeadReader], made: Corpus, asked: bool, results: Results
 ) -> None:
-    decided: list[tuple[Subject, list[Request], list[Outcome], list[Outcome | None]]] = []
+    decided: list[_Decided] = []
     for subject in batch:
         # Each core draws from numbers of its own: they are compared by what they may choose, not by what they drew.
         requests = list(made(subject))
@@ -141,7 +142,7 @@ def _batch(
             outcomes.append([executor.decide(reader, request.data) for request in requests])
         second: list[Outcome | None] = list(outcomes[1]) if len(outcomes) > 1 else [None] * len(requests)
         decided.append((subject, requests, outcomes[0], second))
-    answers = _ask(decided, results) if asked else {}
+    answers = _answers(decided, results) if asked else {}
     for index, (subject, requests, native, kernel) in enumerate(decided):
         mine = {subject_route.key: subject_route for subject_route in subject.intent.routes.values()}
         for key in {outcome.route for outcome in native} & mine.keys():
@@ -152,9 +153,20 @@ def _batch(
         _splits(subject, index, requests, native, answers, results)
 
 
-def _ask(
-    decided: list[tuple[Subject, list[Request], list[Outcome], list[Outcome | None]]], results: Results
-) -> dict[tuple[int, int], Outcome]:
+def _answers(decided: list[_Decided], results: Results) -> dict[tuple[int, int], Outcome]:
+    """Envoy's outcomes; a table that it refuses is told as a difference, and the others are tried without it."""
+    try:
+        return _ask(decided, results)
+    except RefusedError as refused:
+        if len(decided) == 1:
+            results.splits.append((decided[0][0].name, "the table", f"Envoy refuses it: {refused.why}"))
+            return {}
+    half = len(decided) // 2
+    first, second = _answers(decided[:half], results), _answers(decided[half:], results)
+    return first | {(index + half, at): outcome for (index, at), outcome in second.items()}
+
+
+def _ask(decided: list[_Decided], results: Results) -> dict[tuple[int, int], Outcome]:
     """Envoy's outcomes by (table, request), for all requests that it is to be asked."""
     chosen = [
         [at for at, request in enumerate(requests) if _askable(request, native[at])]
@@ -180,7 +192,9 @@ def _ask(
 
 
 def _askable(request: Request, native: Outcome) -> bool:
-    return request.sort is not Sort.CUT and not (native.kind is Kind.PUNT and native.reason in _SLOW)
+    if request.sort is Sort.CUT:
+        return False
+    return native.kind is not Kind.PUNT or native.home is not None or native.reason not in _SLOW
 
 
 def _splits(
