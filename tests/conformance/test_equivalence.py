@@ -43,7 +43,7 @@ def test_the_shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shop, page = repository() / "samples" / "shop", tmp_path / "report.html"
     names = ("shop", "destination-rules", "catalog-testers-v2")
     files = [part for name in names for part in ("-f", str(shop / f"{name}.yaml"))]
-    status = main(["test", "equivalence", *files, "-o", "json", "--html", str(page)])
+    status = main(["test", "equivalence", *files, "--requests", "50", "-o", "json", "--html", str(page)])
     report = json.loads(capsys.readouterr().out)
     assert (status, report["different"], report["puntRatio"]) == (0, 0, 0.0), report["differences"]
     assert report["executors"]["envoy"] == "1.40.0"

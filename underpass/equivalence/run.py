@@ -19,6 +19,7 @@ from underpass.equivalence.cores import Executor, kernel_reader
 from underpass.equivalence.envoy import EnvoyError, Oracle, RefusedError, binary
 from underpass.equivalence.outcome import Judged, Kind, Outcome, Request, Result, Sort
 from underpass.equivalence.subjects import Subject, Subjects
+from underpass.equivalence.traffic import traffic
 
 #: Tables of one Envoy.
 BATCH = 100
@@ -28,11 +29,12 @@ _SLOW = frozenset({"route-fault", "route-mirror"})
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to run. kernel, envoy: whether to ask that executor where it is there."""
+    """What to run. kernel, envoy: whether to ask that executor where it is there. more: requests at random, a table."""
 
     seed: int = 1
     kernel: bool = True
     envoy: bool = True
+    more: int = 0
     limits: corpus.Limits = field(default_factory=corpus.Limits)
 
 
@@ -96,7 +98,7 @@ def run(subjects: Subjects, options: Options, make: Corpus | None = None, cores:
     """
     results = Results(options.seed, refused=list(subjects.refused), views=subjects.views)
     results.left_out = tuple(sorted({name for subject in subjects.tables for name in subject.left_out}))
-    made = make or (lambda subject: corpus.requests(subject.decoded, options.seed, options.limits))
+    made = make or (lambda subject: _covering(subject, options))
     with ExitStack() as stack:
         if cores is None:
             cores = stack.enter_context(Cores(kernel=options.kernel))
@@ -110,6 +112,12 @@ def run(subjects: Subjects, options: Options, make: Corpus | None = None, cores:
             _batch(batch, cores.core, cores.readers, made, asked, results)
     results.tables = len(subjects.tables)
     return results
+
+
+def _covering(subject: Subject, options: Options) -> list[Request]:
+    chance = random.Random(f"more {options.seed} {subject.name}")
+    more = traffic(subject.decoded, chance, options.more)
+    return [*corpus.requests(subject.decoded, options.seed, options.limits), *more]
 
 
 def _has_envoy(options: Options, results: Results) -> bool:

