@@ -17,6 +17,7 @@ from controlplane.model.objects import Config, Key, KubeNamespace, Object
 from controlplane.model.providers import resolve
 from controlplane.model.registry import Registry, Remembered, collect
 from controlplane.model.verdict import Note
+from controlplane.model.waypoints import bind
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ def build(
     delegates = {config.meta.key: config for config in by_kind["VirtualService"] if not config.spec.hosts}
     settings = next((c for c in by_kind["ConfigMap"] if c.meta.key.namespace == root_namespace), None)
     providers = resolve(settings, registry.services)
+    bound = bind(objects, registry.services, registry.members)
     mesh = Mesh(
         services=tuple(registry.services),
         endpoints=registry.endpoints,
@@ -73,6 +75,7 @@ def build(
         authorization_policies=tuple(by_kind["AuthorizationPolicy"]),
         request_authentications=tuple(by_kind["RequestAuthentication"]),
         providers=providers.usable,
+        waypoints=bound.waypoints,
         trust_domain=trust_domain,
         domain=domain,
         root_namespace=root_namespace,
@@ -83,7 +86,7 @@ def build(
         notes[key].extend(remarks)
     for key, found in review.notes.items():
         notes[key].extend(found)
-    for key, note in targets.review(mesh, objects):
+    for key, note in (*bound.notes, *targets.review(mesh, objects)):
         notes[key].append(note)
     for config in by_kind["ConfigMap"]:
         if config is settings:

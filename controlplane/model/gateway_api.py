@@ -26,6 +26,7 @@ from controlplane.model.hosts import matches
 from controlplane.model.identity import Key, Origin
 from controlplane.model.labels import Labels, freeze, selects
 from controlplane.model.objects import Config
+from controlplane.model.targets import WAYPOINT_CLASS
 from controlplane.model.verdict import Note
 from underpass.api import istio
 
@@ -95,7 +96,8 @@ class _Combiner:
         # A client's own routes go before those of the service's owner.
         rules = [self._mesh_rule(key, found) for key, found in sorted(mesh.items(), key=lambda item: item[0][0] == "")]
         rules.extend(self._edge_rule(key, found) for key, found in sorted(edge.items()))
-        gateways = [made for gateway in self._gateways.values() for made in self._servers(gateway)]
+        edges = [gateway for gateway in self._gateways.values() if gateway.class_name != WAYPOINT_CLASS]
+        gateways = [made for gateway in edges for made in self._servers(gateway)]
         return Combined(tuple(rules), tuple(gateways), {key: tuple(found) for key, found in self.notes.items()})
 
     def _attach(

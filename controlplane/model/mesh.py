@@ -197,6 +197,20 @@ class Provider:
         return hash((self.name, self.hostname, self.port))
 
 
+@dataclass(frozen=True, slots=True)
+class Waypoint:
+    """A proxy that applies the rules and policies of what is bound to it.
+
+    ``services`` are (namespace, hostname) of services whose addresses lead to it, ``workloads`` those whose own
+    addresses do.
+    """
+
+    namespace: str
+    name: str
+    services: tuple[tuple[str, str], ...] = ()
+    workloads: tuple[Workload, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Mesh:
     """Everything that translation reads.  Build it with :func:`controlplane.model.build.build`.
@@ -220,6 +234,7 @@ class Mesh:
     authorization_policies: tuple[Config, ...] = ()
     request_authentications: tuple[Config, ...] = ()
     providers: Mapping[str, Provider] = field(default_factory=dict)
+    waypoints: tuple[Waypoint, ...] = ()
     trust_domain: str = "cluster.local"
     domain: str = "cluster.local"
     root_namespace: str = "istio-system"
@@ -227,6 +242,10 @@ class Mesh:
     def endpoints_of(self, service: Service, port: int) -> tuple[Endpoint, ...]:
         """Return the endpoints behind one port of a service, healthy or not."""
         return self.endpoints.get((service.namespace, service.hostname, port), ())
+
+    def waypoint(self, namespace: str, name: str) -> Waypoint | None:
+        """Return the waypoint that the Gateway of this name is."""
+        return next((item for item in self.waypoints if (item.namespace, item.name) == (namespace, name)), None)
 
 
 def fqdn(host: str, namespace: str, domain: str = "cluster.local") -> str:

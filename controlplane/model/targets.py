@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from controlplane.model.gateway_objects import KubeGateway
 from controlplane.model.mesh import Mesh
 from controlplane.model.objects import Config, Key, Object
 from controlplane.model.verdict import Note
+
+#: Class of Gateways that are waypoints.
+WAYPOINT_CLASS: Final = "istio-waypoint"
 
 
 def target_refs(policy: Config) -> list[tuple[str, Any]]:
@@ -21,11 +24,30 @@ def target_refs(policy: Config) -> list[tuple[str, Any]]:
 def review(mesh: Mesh, objects: Mapping[Key, Object]) -> Iterator[tuple[Key, Note]]:
     """Remarks on policies whose target is not there: nobody enforces them, and that must be said."""
     known = {("Gateway", *_name(item)) for item in objects.values() if isinstance(item, KubeGateway)}
+    known |= {(service.kind, service.namespace, service.object) for service in mesh.services}
+    ways = {("Gateway", item.namespace, item.name) for item in mesh.waypoints}
+    bound = {name for waypoint in mesh.waypoints for name in waypoint.services}
+    served = {
+        (service.kind, service.namespace, service.object)
+        for service in mesh.services
+        if (service.namespace, service.hostname) in bound
+    }
     policies: Iterable[Config] = (*mesh.authorization_policies, *mesh.request_authentications)
     for policy in policies:
         space = policy.meta.key.namespace
         for path, target in target_refs(policy):
-            if (target.kind, space, target.name) not in known:
+            name = (target.kind, space, target.name)
+            if target.kind == "GatewayClass":
+                if space != mesh.root_namespace or target.name != WAYPOINT_CLASS:
+                    text = f"a GatewayClass is a target for policies of {mesh.root_namespace} and {WAYPOINT_CLASS} only"
+                    yield policy.meta.key, Note(policy.line(path), "unknown-target", f"{text}: no effect")
+            elif name in known and target.kind != "Gateway" and name not in served:
+                text = f"{target.kind} {space}/{target.name} is bound to no waypoint: nobody enforces the policy"
+                yield policy.meta.key, Note(policy.line(path), "no-waypoint", text)
+            elif name in served or name in ways:
+                text = "enforced at the waypoint; sidecars and workloads of underpass-agent do not go through it"
+                yield policy.meta.key, Note(policy.line(path), "waypoint-only", text)
+            elif name not in known:
                 text = f"there is no {target.kind} {space}/{target.name}: the policy has no effect there"
                 yield policy.meta.key, Note(policy.line(path), "unknown-target", text)
 

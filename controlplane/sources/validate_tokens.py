@@ -19,7 +19,6 @@ _TARGETS: Final = {
     ("core", "Service"),
     ("networking.istio.io", "ServiceEntry"),
 }
-_SERVED: Final = {("gateway.networking.k8s.io", "Gateway")}
 _MOST_TARGETS: Final = 16
 _LONGEST_URI: Final = 2048
 
@@ -39,8 +38,6 @@ def targets(config: Config, out: Findings) -> bool:
             out.error("bad-target", "a target needs a kind and a name", path)
         elif (target.group, target.kind) not in _TARGETS:
             out.error("bad-target", f"policies have no targets of kind {target.kind} of group {target.group!r}", path)
-        elif (target.group, target.kind) not in _SERVED:
-            out.error("unsupported-target", f"no policy is enforced for a {target.kind} yet (waypoints)", path)
         if target.namespace and target.namespace != config.meta.key.namespace:
             out.error("bad-target", "a target must be in the policy's own namespace", path)
     return bool(listed)

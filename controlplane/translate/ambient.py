@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from controlplane.model.labels import get
-from controlplane.model.mesh import Endpoint, Locality, Mesh, Protocol, Service, Workload
+from controlplane.model.mesh import Endpoint, Locality, Mesh, Protocol, Service, Waypoint, Workload
 from controlplane.translate import ambient_policy
 from controlplane.translate.memo import Memo
 from controlplane.translate.names import ADDRESS, AUTHORIZATION, WORKLOAD
@@ -26,6 +26,7 @@ _Workload: Any = istio.message("istio.workload.Workload")
 
 _CLUSTER: Final = "Kubernetes"
 _HBONE: Final = 1
+_HBONE_PORT: Final = 15008
 _POD: Final = 2
 _PASSTHROUGH, _STRICT = 3, 1
 _NODE_SCOPE: Final = 4
@@ -44,16 +45,20 @@ def resources(mesh: Mesh, memo: Memo) -> Resources:
     """Everything that a ztunnel may be told, by type URL and resource name."""
     addresses: dict[str, Any] = {}
     workloads: dict[str, Any] = {}
+    through = {name: item for item in mesh.waypoints for name in item.services}
+    direct = {workload: item for item in mesh.waypoints for workload in item.workloads}
     for service in mesh.services:
         if _told(service):
             name = f"{service.namespace}/{service.hostname}"
-            addresses[name] = memo.get(("ztunnel service", service), partial(_service, service))
+            way = _waypoint(through.get((service.namespace, service.hostname)), mesh)
+            addresses[name] = memo.get(("ztunnel service", service, way), partial(_service, service, way))
     for workload, ports in _all_workloads(mesh):
         uid = _uid(workload)
         policies = tuple(ambient_policy.referred(mesh, workload.namespace, workload.labels)) if workload.ips else ()
         served = tuple((name, tuple(pairs)) for name, pairs in sorted(ports.items()))
-        key = ("ztunnel workload", workload, served, policies, mesh.trust_domain)
-        made, wrapped = memo.get(key, partial(_both, workload, served, policies, mesh.trust_domain))
+        way = _waypoint(direct.get(workload), mesh)
+        key = ("ztunnel workload", workload, served, policies, mesh.trust_domain, way)
+        made, wrapped = memo.get(key, partial(_both, workload, served, policies, mesh.trust_domain, way))
         workloads[uid], addresses[uid] = made, wrapped
     policies_now = mesh.authorization_policies, mesh.peer_authentications, mesh.root_namespace, mesh.trust_domain
     return {
@@ -61,6 +66,11 @@ def resources(mesh: Mesh, memo: Memo) -> Resources:
         WORKLOAD: dict(sorted(workloads.items())),
         AUTHORIZATION: memo.get(("ztunnel policies", *policies_now), partial(ambient_policy.policies, mesh)),
     }
+
+
+def _waypoint(found: Waypoint | None, mesh: Mesh) -> tuple[str, str]:
+    """Namespace and name of the Service that a waypoint's proxies are behind: it has its Gateway's name."""
+    return ("", "") if found is None else (found.namespace, f"{found.name}.{found.namespace}.svc.{mesh.domain}")
 
 
 def _told(service: Service) -> bool:
@@ -123,7 +133,11 @@ def _alone(service: Service, endpoint: Endpoint) -> Workload:
 
 
 def _both(
-    workload: Workload, served: Iterable[tuple[str, Iterable[tuple[int, int]]]], policies: Iterable[str], trust: str
+    workload: Workload,
+    served: Iterable[tuple[str, Iterable[tuple[int, int]]]],
+    policies: Iterable[str],
+    trust: str,
+    way: tuple[str, str],
 ) -> tuple[Any, Any]:
     made = _Workload(
         uid=_uid(workload),
@@ -156,6 +170,7 @@ def _both(
     if workload.locality != Locality():
         place = workload.locality
         made.locality.region, made.locality.zone, made.locality.subzone = place.region, place.zone, place.subzone
+    _lead(made, way)
     if workload.weight:
         made.capacity.value = workload.weight
     for name, pairs in served:
@@ -165,7 +180,14 @@ def _both(
 
 
 # ------------------------------------------------------------------------------------------------------------ services
-def _service(service: Service) -> Any:
+def _lead(made: Any, way: tuple[str, str]) -> None:
+    """Say which waypoint connections go to."""
+    if way[1]:
+        made.waypoint.hostname.namespace, made.waypoint.hostname.hostname = way
+        made.waypoint.hbone_mtls_port = _HBONE_PORT
+
+
+def _service(service: Service, way: tuple[str, str]) -> Any:
     made = _Service(
         name=service.object or service.name,
         namespace=service.namespace,
@@ -195,6 +217,7 @@ def _service(service: Service) -> Any:
         made.load_balancing.mode = _STRICT
     elif service.resolution == "PASSTHROUGH" and not service.headless:
         made.load_balancing.mode = _PASSTHROUGH
+    _lead(made, way)
     if service.publish_not_ready:
         made.load_balancing.health_policy = _ALLOW_ALL
     return _Address(service=made)

@@ -29,6 +29,10 @@ ALLOW, DENY, AUDIT, CUSTOM = range(4)
 _ACTIONS: Final = {ALLOW: "ALLOW", DENY: "DENY", AUDIT: "LOG", CUSTOM: "DENY"}
 
 
+#: Where a tunnel's listener leaves the identity of who is at its other end.
+PEER_PRINCIPAL: Final = "io.istio.peer_principal"
+
+
 class _HttpOnlyError(Exception):
     """An attribute that only HTTP has, on a TCP port."""
 
@@ -39,6 +43,8 @@ class Trust:
 
     domain: str = "cluster.local"
     aliases: tuple[str, ...] = ()
+    #: Whether the peer's identity is that of the tunnel around the connection, as its listener left it (waypoints).
+    tunnelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ class Enforcement:
 def enforcement(mesh: Mesh, spot: Spot) -> Enforcement:
     """Return the filters that enforce the policies which count at ``spot``."""
     policies = sorted(attached(mesh.authorization_policies, mesh, spot), key=lambda policy: policy.meta.age)
-    trust = Trust(mesh.trust_domain)
+    trust = Trust(mesh.trust_domain, tunnelled=spot.waypoint)
     http, tcp = (tuple(filters(policies, trust, mesh.providers, tcp=tcp)) for tcp in (False, True))
     return Enforcement(http, tcp)
 
@@ -209,9 +215,9 @@ class _Rule:
                     )
                 )
             )
-        out.extend(self._principals(_namespace, source.namespaces, source.not_namespaces))
+        out.extend(self._principals(self._space, source.namespaces, source.not_namespaces))
         out.extend(self._principals(self._account, source.service_accounts, source.not_service_accounts))
-        out.extend(self._principals(_trust_domain, source.trust_domains, source.not_trust_domains))
+        out.extend(self._principals(self._trust_domain, source.trust_domains, source.not_trust_domains))
         out.extend(self._principals(_remote_ip, source.remote_ip_blocks, source.not_remote_ip_blocks))
         out.extend(self._principals(_direct_ip, source.ip_blocks, source.not_ip_blocks))
         return out
@@ -253,7 +259,7 @@ class _Rule:
         if key == "remote.ip":
             return self._principals(_remote_ip, values, excluded)
         if key == "source.namespace":
-            return self._principals(_namespace, values, excluded)
+            return self._principals(self._space, values, excluded)
         if key == "source.principal":
             return self._principals(self._principal, self._expand(values), self._expand(excluded))
         if key == "source.serviceAccount":
@@ -283,24 +289,34 @@ class _Rule:
                 out.append(value)
         return out
 
-    @staticmethod
-    def _principal(value: str) -> Any:
-        if value == "*":
-            matcher = {"safe_regex": {"regex": ".+"}}
-        elif value.startswith("*"):
-            matcher = {"safe_regex": {"regex": f"spiffe://.*{_quote(value[1:])}"}}
-        elif value.endswith("*"):
-            matcher = {"prefix": f"spiffe://{value[:-1]}"}  # type: ignore[dict-item]  # another shape of one dict
-        else:
-            matcher = {"exact": f"spiffe://{value}"}  # type: ignore[dict-item]  # as above
+    def _peer(self, **matcher: Any) -> Any:
+        if self._trust.tunnelled:
+            return envoy.Principal(filter_state={"key": PEER_PRINCIPAL, "string_match": matcher})
         return envoy.Principal(authenticated={"principal_name": matcher})
+
+    def _space(self, value: str) -> Any:
+        regex = f".*/ns/{'.*'.join(_quote(part) for part in value.split('*'))}/.*"
+        return self._peer(safe_regex={"regex": regex})
+
+    def _trust_domain(self, value: str) -> Any:
+        regex = f"spiffe://{'.*'.join(_quote(part) for part in value.split('*'))}/.*"
+        return self._peer(safe_regex={"regex": regex})
+
+    def _principal(self, value: str) -> Any:
+        if value == "*":
+            return self._peer(safe_regex={"regex": ".+"})
+        if value.startswith("*"):
+            return self._peer(safe_regex={"regex": f"spiffe://.*{_quote(value[1:])}"})
+        if value.endswith("*"):
+            return self._peer(prefix=f"spiffe://{value[:-1]}")
+        return self._peer(exact=f"spiffe://{value}")
 
     def _account(self, value: str) -> Any:
         space, slash, name = value.partition("/")
         if not slash:
             space, name = self._namespace, value
         regex = f"spiffe://.+/ns/{_quote(space)}/(.+/|)sa/{_quote(name)}(/.+)?"
-        return envoy.Principal(authenticated={"principal_name": {"safe_regex": {"regex": regex}}})
+        return self._peer(safe_regex={"regex": regex})
 
     @staticmethod
     def _request_principal(value: str) -> Any:
@@ -347,16 +363,6 @@ def _cidr(value: str) -> Any:
     address, _, length = value.partition("/")
     width = ipaddress.ip_address(address).max_prefixlen
     return envoy.CidrRange(address_prefix=address, prefix_len={"value": int(length) if length else width})
-
-
-def _namespace(value: str) -> Any:
-    regex = f".*/ns/{'.*'.join(_quote(part) for part in value.split('*'))}/.*"
-    return envoy.Principal(authenticated={"principal_name": {"safe_regex": {"regex": regex}}})
-
-
-def _trust_domain(value: str) -> Any:
-    regex = f"spiffe://{'.*'.join(_quote(part) for part in value.split('*'))}/.*"
-    return envoy.Principal(authenticated={"principal_name": {"safe_regex": {"regex": regex}}})
 
 
 def _remote_ip(value: str) -> Any:

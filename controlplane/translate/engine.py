@@ -18,6 +18,7 @@ from controlplane.translate import (
     outbound,
     tokens,
     virtual_hosts,
+    waypoint,
 )
 from controlplane.translate.endpoints import depends_on_place, load_assignment
 from controlplane.translate.memo import Memo
@@ -129,8 +130,8 @@ def translate(prepared: Prepared, node: Node) -> Resources:
 
     Returns all resources that the client may get, by type URL and name.  Sidecars get LDS, RDS, CDS and EDS for their
     outbound and inbound traffic; routers what the Gateways that select them ask for; proxyless gRPC clients
-    (``GENERATOR=grpc``) its own shapes, their LDS under every name that a service has; ztunnels workloads, services and
-    policies.  The other node types get nothing yet.
+    (``GENERATOR=grpc``) its own shapes, their LDS under every name that a service has; waypoints what is bound to them;
+    ztunnels workloads, services and policies.  Node type ``agentgateway`` gets nothing.
     """
     shared, own = parts(prepared, node)
     if not own:
@@ -189,6 +190,8 @@ def _outbound(prepared: Prepared, scope: Scope) -> dict[str, dict[str, Message]]
     mesh, memo = prepared.mesh, prepared.memo
     cds: dict[str, Message] = {}
     eds: dict[str, Message] = {}
+    if scope.key.type == "waypoint":
+        return _waypoint(scope, mesh, memo)
     if scope.key.type in ("sidecar", "router"):
         for service in scope.services.values():
             for port in service.ports:
@@ -202,6 +205,17 @@ def _outbound(prepared: Prepared, scope: Scope) -> dict[str, dict[str, Message]]
     cds.update(more)
     out = {names.LISTENER: lds, names.ROUTE: rds, names.CLUSTER: cds, names.ENDPOINT: eds}
     return {kind: dict(sorted(table.items())) for kind, table in out.items()}
+
+
+def _waypoint(scope: Scope, mesh: Mesh, memo: Memo) -> dict[str, dict[str, Message]]:
+    made = waypoint.resources(scope, mesh, memo)
+    for host in sorted(made.others):
+        service = scope.services.get(host)
+        for port in service.ports if service is not None else ():
+            if service is not None and port.protocol != "UDP":
+                _service(made.cds, made.eds, service, port, scope, mesh, memo)
+    tables = {names.LISTENER: made.lds, names.ROUTE: {}, names.CLUSTER: made.cds, names.ENDPOINT: made.eds}
+    return {kind: {name: _same(memo, item) for name, item in sorted(table.items())} for kind, table in tables.items()}
 
 
 def _depends_routes(scope: Scope, mesh: Mesh) -> tuple[object, ...]:

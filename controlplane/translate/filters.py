@@ -97,6 +97,18 @@ def inbound_http(stat: str, configuration: Any, filters: Sequence[Any] = ()) -> 
     return _network(names.HCM, out)
 
 
+def waypoint_http(stat: str, configuration: Any, filters: Sequence[Any] = ()) -> Any:
+    """Connection manager of a waypoint in front of what is bound to it, with its routes inline.
+
+    The connection is one inside a tunnel: a certificate that its head tells of is nobody's.
+    """
+    out = _manager(stat, http_filters(filters))
+    out.route_config.CopyFrom(configuration)
+    out.forward_client_cert_details = "SANITIZE"
+    out.server_name = "istio-envoy"
+    return _network(names.HCM, out)
+
+
 def tcp(
     cluster: str, *, stat: str = "", idle: Any = None, weights: Sequence[tuple[str, int]] = (), tunnel: Any = None
 ) -> Any:

@@ -30,6 +30,11 @@ def cluster(hostname: str, port: int, subset: str = "", direction: str = "outbou
     return f"{direction}|{port}|{subset}|{hostname}"
 
 
+def vip(hostname: str, port: int, protocol: str, subset: str = "") -> str:
+    """Name of a cluster of a waypoint for what is bound to it: ``inbound-vip|80|http/v1|host``; http or tcp."""
+    return cluster(hostname, port, f"{protocol}/{subset}" if subset else protocol, "inbound-vip")
+
+
 def sni(hostname: str, port: int, subset: str = "") -> str:
     """Server name that a sidecar sends in mutual TLS: ``outbound_.80_.v1_.host``."""
     return f"outbound_.{port}_.{subset}_.{hostname}"

@@ -222,7 +222,8 @@ def forward_filter(rule: Any, config: Config, scope: Scope, mesh: Mesh, port: in
     """The TCP proxy of a tcp or tls rule: one cluster, or several by weight."""
     space = config.meta.key.namespace
     wanted = [
-        (destination_cluster(route.destination, space, scope, mesh, port), int(route.weight)) for route in rule.route
+        (destination_cluster(route.destination, space, scope, mesh, port, http=False), int(route.weight))
+        for route in rule.route
     ]
     if len(wanted) == 1:
         target = rule.route[0].destination

@@ -118,7 +118,9 @@ def virtual_service_routes(config: Config, scope: Scope, mesh: Mesh, place: Plac
     return out
 
 
-def destination_cluster(destination: Any, namespace: str, scope: Scope, mesh: Mesh, port: int) -> str:
+def destination_cluster(
+    destination: Any, namespace: str, scope: Scope, mesh: Mesh, port: int, *, http: bool = True
+) -> str:
     """Cluster that a destination stands for.  It may not exist: then requests get 503, as in Istio.
 
     Without a port it is the sole port of the service, else the listener's.
@@ -128,7 +130,7 @@ def destination_cluster(destination: Any, namespace: str, scope: Scope, mesh: Me
     if not number:
         service = scope.service(host)
         number = service.ports[0].number if service is not None and len(service.ports) == 1 else port
-    return names.cluster(host, number, destination.subset)
+    return scope.cluster(host, number, destination.subset, http=http)
 
 
 def _route(sourced: SourcedRule, block: Any, scope: Scope, mesh: Mesh, place: Place) -> Any:
@@ -263,7 +265,7 @@ def default_route(service: Service, port: int, scope: Scope) -> Any:
             service.kind, service.namespace, service.object, 0, service.source.file, service.source.line, istio=False
         ),
     )
-    out.route.cluster = names.cluster(service.hostname, port)
+    out.route.cluster = scope.cluster(service.hostname, port)
     set_timeout(out.route, None, grpc=scope.key.generator == "grpc")
     settings = hash_of(scope.rules.get(service.hostname), port, "")
     policy = hash_policy(settings) if settings is not None else None

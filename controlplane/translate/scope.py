@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane.model.gateway_api import GATEWAY_NAME
 from controlplane.model.hosts import is_wildcard, matches, specificity
-from controlplane.model.labels import Labels, freeze, selects
+from controlplane.model.labels import Labels, freeze, get, selects
 from controlplane.model.mesh import Mesh, Service, fqdn, visible
 from controlplane.model.node import Node
 from controlplane.model.objects import Config, Key
+from controlplane.translate import names
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,14 @@ class Scope:
     egress_proxy: Any = None
     sidecar: Config | None = None
     ports: tuple[int, ...] = ()
+    #: Of a waypoint: names of the services that are bound to it.
+    vips: frozenset[str] = frozenset()
+
+    def cluster(self, hostname: str, port: int, subset: str = "", *, http: bool = True) -> str:
+        """Name of the cluster that requests (or connections) for a host are sent to."""
+        if hostname in self.vips:
+            return names.vip(hostname, port, "http" if http else "tcp", subset)
+        return names.cluster(hostname, port, subset)
 
     def service(self, host: str) -> Service | None:
         """Return the service of exactly this name."""
@@ -123,8 +133,16 @@ def build_scope(mesh: Mesh, key: ScopeKey) -> Scope:
         patterns = _egress(sidecar, key.namespace)
         virtual = [config for config in virtual if _imports_rule(patterns, config, mesh)]
         seen = _imported(patterns, seen, virtual, mesh)
-    if key.type == "sidecar":
+    if key.type in ("sidecar", "waypoint"):
         virtual = [config for config in virtual if not config.spec.gateways or "mesh" in _gateways(config)]
+    vips: frozenset[str] = frozenset()
+    if key.type == "waypoint":
+        virtual = [config for config in virtual if not config.gateway_api or "*" in config.spec.export_to]
+        waypoint = mesh.waypoint(key.namespace, get(key.labels, GATEWAY_NAME))
+        # A bound service is seen whoever it is exported to: its clients see it, and the waypoint stands for it.
+        bound = set(waypoint.services) if waypoint is not None else set()
+        seen.update({item.hostname: item for item in mesh.services if (item.namespace, item.hostname) in bound})
+        vips = frozenset(hostname for _, hostname in bound)
     services = dict(sorted(seen.items()))
     index = RuleIndex(mesh, key)
     rules = {host: rule for host in services if (rule := index.find(services[host])) is not None}
@@ -140,6 +158,7 @@ def build_scope(mesh: Mesh, key: ScopeKey) -> Scope:
         if explicit and policy is not None and policy.HasField("egress_proxy")
         else None,
         sidecar=sidecar,
+        vips=vips,
     )
 
 

@@ -128,6 +128,21 @@ def client_tls(settings: Any, *, http2: bool, sds: bool) -> Any:
     return _socket(envoy.UpstreamTlsContext(common_tls_context=common, sni=settings.sni))
 
 
+def hbone_mutual(trust_domain: str) -> Any:
+    """The client's end of an HBONE tunnel: HTTP/2 in TLS 1.3, to any identity of the trust domain."""
+    common = envoy.CommonTlsContext(
+        alpn_protocols=["h2"],
+        tls_params=envoy.message("envoy.extensions.transport_sockets.tls.v3.TlsParameters")(
+            tls_minimum_protocol_version="TLSv1_3", tls_maximum_protocol_version="TLSv1_3"
+        ),
+        tls_certificate_sds_secret_configs=[secret("default")],
+    )
+    combined = common.combined_validation_context
+    combined.default_validation_context.match_typed_subject_alt_names.append(_san(prefix=f"spiffe://{trust_domain}/"))
+    combined.validation_context_sds_secret_config.CopyFrom(secret("ROOTCA"))
+    return _socket(envoy.UpstreamTlsContext(common_tls_context=common))
+
+
 def server_mutual(trust_domain: str) -> Any:
     """A server in the mesh: any identity of the trust domain is let in (authorization decides the rest)."""
     common = envoy.CommonTlsContext(

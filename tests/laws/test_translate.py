@@ -11,7 +11,7 @@ from controlplane.model import Mesh, Node
 from controlplane.model.build import build
 from controlplane.translate import Resources, prepare, translate
 from controlplane.translate.names import CLUSTER, ENDPOINT, LISTENER, ROUTE
-from tests.support.mesh import read, router, sidecar
+from tests.support.mesh import read, router, sidecar, waypoint
 from underpass.api import envoy
 
 DIRECTORY = Path(__file__).resolve().parents[1] / "golden" / "translate"
@@ -23,6 +23,7 @@ NODES = [
     sidecar("10.244.9.9", "other", labels={"app": "web"}),
     sidecar(generator="grpc"),
     router(),
+    waypoint("way"),
 ]
 
 

@@ -30,6 +30,14 @@ def bootstrap(xds: str, node_id: str, metadata: dict[str, Any], variant: Variant
     return {
         "node": {"id": node_id, "cluster": "tests", "metadata": metadata},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
+        "bootstrap_extensions": [
+            {
+                "name": "envoy.bootstrap.internal_listener",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"
+                },
+            }
+        ],
         "dynamic_resources": {
             "ads_config": {
                 "api_type": variant,
@@ -85,14 +93,16 @@ class EnvoyProcess:
         name: str = "envoy",
         prefix: Sequence[str] = (),
         static: dict[str, Any] | None = None,
+        clusters: Sequence[dict[str, Any]] = (),
     ) -> None:
         """prefix: a command that runs Envoy somewhere else, such as in a network namespace. static: its own listeners
-        and clusters, and no control plane.
+        and clusters, and no control plane. clusters: more of them beside the control plane's.
         """
         self._prefix = list(prefix)
         self._scratch = scratch
         self._name = name
         self._config = bootstrap(xds, node_id, metadata, variant)
+        self._config["static_resources"]["clusters"].extend(clusters)
         if static is not None:
             self._config = {"node": self._config["node"], "admin": self._config["admin"], "static_resources": static}
         self._process: subprocess.Popen[bytes] | None = None

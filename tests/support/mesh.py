@@ -42,6 +42,16 @@ def router(labels: dict[str, str] | None = None, namespace: str = "istio-system"
     )
 
 
+def waypoint(name: str, labels: dict[str, str] | None = None, *, namespace: str = "default", agent: str = "") -> Node:
+    """The node of a waypoint's proxy."""
+    named = {"gateway.networking.k8s.io/gateway-name": name, **(labels or {})}
+    return parse_node(
+        f"waypoint~10.244.0.80~{name}-0.{namespace}~{namespace}.svc.cluster.local",
+        {"NAMESPACE": namespace, "LABELS": named},
+        user_agent=agent,
+    )
+
+
 def resources(mesh: Mesh, node: Node) -> Resources:
     """Translate from nothing."""
     return translate(prepare(mesh), node)
@@ -81,6 +91,12 @@ def envoy_validates(resources: Resources) -> str:
         clusters.append(copy)
     bootstrap = envoy.Bootstrap(
         node={"id": "test", "cluster": "test"}, static_resources={"listeners": listeners, "clusters": clusters}
+    )
+    bootstrap.bootstrap_extensions.add(
+        name="envoy.bootstrap.internal_listener",
+        typed_config=envoy.pack_any(
+            envoy.message("envoy.extensions.bootstrap.internal_listener.v3.InternalListener")()
+        ),
     )
     bootstrap.dynamic_resources.ads_config.api_type = "GRPC"
     bootstrap.dynamic_resources.ads_config.transport_api_version = "V3"

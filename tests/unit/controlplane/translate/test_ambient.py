@@ -237,3 +237,37 @@ def test_what_did_not_change_is_the_same_object_in_the_next_generation() -> None
     after = translate(prepare(read(MESH.replace("10.244.0.2", "10.244.0.3")).mesh, first), ZTUNNEL)
     changed = [name for name, item in after[ADDRESS].items() if item is not before[ADDRESS].get(name)]
     assert changed == ["Kubernetes//Pod/ns/slow-0"]
+
+
+def test_waypoints_are_told() -> None:
+    text = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: way, namespace: default, labels: {istio.io/waypoint-for: all}}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: shop, namespace: default, labels: {istio.io/use-waypoint: way}}
+spec: {clusterIP: 10.96.0.10, selector: {app: shop}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: shop-0, namespace: default, labels: {app: shop, istio.io/use-waypoint: way}}
+spec: {containers: [{name: shop}]}
+status: {phase: Running, podIP: 10.244.0.11}
+"""
+    served = translate(
+        prepare(read(text).mesh), parse_node("ztunnel~10.0.0.1~z.istio-system~istio-system.svc.cluster.local", {})
+    )
+    table = served[ADDRESS]
+    for made in (
+        table["default/shop.default.svc.cluster.local"].service,
+        table["Kubernetes//Pod/default/shop-0"].workload,
+    ):
+        where = made.waypoint.hostname
+        assert (where.namespace, where.hostname, made.waypoint.hbone_mtls_port) == (
+            "default",
+            "way.default.svc.cluster.local",
+            15008,
+        )

@@ -13,7 +13,7 @@ import yaml
 
 from controlplane.model import Node, parse_node
 from controlplane.translate import Resources
-from tests.support.mesh import envoy_validates, plain, read, resources, router
+from tests.support.mesh import envoy_validates, plain, read, resources, router, waypoint
 
 DIRECTORY = Path(__file__).resolve().parents[3] / "golden" / "translate"
 BASE = (DIRECTORY / "base.yaml").read_text(encoding="utf-8")
@@ -30,6 +30,10 @@ def client(text: str) -> Node:
         return router()
     if kind.startswith("router-of="):
         return router({"gateway.networking.k8s.io/gateway-name": kind.partition("=")[2]})
+    if kind.startswith("waypoint-of="):
+        agent = "" if options.get("certificates") == "yes" else "envoy"
+        labels = dict(pair.split(":") for pair in options.get("labels", "").split(",") if pair)
+        return waypoint(kind.partition("=")[2], labels, agent=agent)
     namespace = options.get("namespace", "default")
     metadata: dict[str, Any] = {"NAMESPACE": namespace}
     metadata["LABELS"] = dict(pair.split(":") for pair in options.get("labels", "").split(",") if pair)
