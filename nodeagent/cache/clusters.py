@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from nodeagent.cache.decode import filter_metadata, is_ip, leftovers, parse, source_of, unique
 from nodeagent.cache.resources import Assignment, Balance, Cluster, ClusterKind, Endpoint, Locality
 from nodeagent.errors import ResourceError
+from nodeagent.rules.model import Hashed
 from underpass.api import envoy
 
 _KINDS: Final = {
@@ -82,6 +84,9 @@ _FEATURES: Final = {
     "cluster_type": "cluster-type",
 }
 _USABLE: Final = (0, 1, 5)  # UNKNOWN, HEALTHY, DEGRADED
+_MAGLEV: Final = 65537
+#: Larger rings and tables would keep home, one thread, busy for too long whenever endpoints change.
+_RING_MAX: Final = 8192
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
@@ -103,6 +108,7 @@ def decode_cluster(body: bytes) -> Cluster:
     if kind is ClusterKind.EDS:
         eds_name = message.eds_cluster_config.service_name or message.name
     istio = filter_metadata(message, "istio")
+    hashed, refused = _hashed(message, balance)
     return Cluster(
         name=message.name,
         kind=kind,
@@ -113,8 +119,29 @@ def decode_cluster(body: bytes) -> Cluster:
         subset=str(istio.get("subset") or ""),
         host=_host(message.name),
         locality_weighted=locality_weighted,
-        unsupported=unique(extra),
+        unsupported=unique(extra + refused),
+        hashed=hashed,
     )
+
+
+def _hashed(message: Any, balance: Balance) -> tuple[Hashed | None, list[str]]:
+    """How a hash finds an endpoint, if it does; a policy of the newer form is not looked into."""
+    if message.HasField("load_balancing_policy"):
+        return None, []
+    if balance is Balance.MAGLEV:
+        config = message.maglev_lb_config
+        table = config.table_size.value or _MAGLEV
+        return Hashed(message.name, table=table), ["table-size"] if table > _MAGLEV else []
+    if balance is not Balance.RING_HASH:
+        return None, []
+    config = message.ring_hash_lb_config
+    ring = Hashed(message.name)
+    if config.HasField("minimum_ring_size"):
+        ring = replace(ring, smallest=config.minimum_ring_size.value)
+    if config.HasField("maximum_ring_size"):
+        ring = replace(ring, largest=config.maximum_ring_size.value)
+    extra = ["hash-function"] if config.hash_function else []
+    return ring, extra + (["ring-size"] if ring.smallest > _RING_MAX else [])
 
 
 def _host(name: str) -> str:

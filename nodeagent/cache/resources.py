@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from nodeagent.rules.model import NO_RULE, DirectReply, Redirect, Retry, Rule
+from nodeagent.rules.model import NO_RULE, DirectReply, Hashed, Redirect, Retry, Rule
 
 
 class PathKind(StrEnum):
@@ -265,7 +265,10 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster. For EDS `eds_name` names its assignment, else `assignment` holds the endpoints."""
+    """A cluster. `hashed`: how its ring or Maglev table is made.
+
+    For EDS `eds_name` names its assignment, else `assignment` holds the endpoints.
+    """
 
     name: str
     kind: ClusterKind
@@ -277,6 +280,7 @@ class Cluster:
     host: str = ""
     locality_weighted: bool = False
     unsupported: tuple[str, ...] = field(default=())
+    hashed: Hashed | None = None
 
 
 Value = Listener | RouteConfiguration | Cluster | Assignment

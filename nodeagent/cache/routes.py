@@ -27,7 +27,7 @@ from nodeagent.errors import ResourceError
 from nodeagent.rules.model import Edits, Rule
 from underpass.api import envoy
 
-_ACTION_FEATURES: Final = {"rate_limits": "rate-limit", "hash_policy": "consistent-hash"}
+_ACTION_FEATURES: Final = {"rate_limits": "rate-limit"}
 
 
 def decode_routes(body: bytes) -> RouteConfiguration:
@@ -140,6 +140,7 @@ def _route(table: Any, vhost: Any, message: Any) -> Route:
             destinations=reader.destinations(message.route.weighted_clusters),
             rewrite=reader.rewrite(message.route, matched),
             mirrors=reader.mirrors(policies or table.request_mirror_policies),
+            hash_on=reader.hash_on(message.route.hash_policy),
         )
     elif kind == "redirect":
         action = reader.redirect(message.redirect, matched)
@@ -313,6 +314,7 @@ def _forward(message: Any, vhost: Any, reader: Reader) -> tuple[Action, list[str
             "prefix_rewrite",
             "regex_rewrite",
             "host_rewrite_literal",
+            "hash_policy",
         ),
         _ACTION_FEATURES,
     )

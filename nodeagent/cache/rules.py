@@ -17,6 +17,8 @@ from nodeagent.rules.model import (
     DirectReply,
     Edits,
     Field,
+    HashOn,
+    HashSource,
     Mirror,
     Origin,
     Placing,
@@ -173,6 +175,30 @@ class Reader:
         if any(item.name == _PREVIOUS_HOSTS for item in message.retry_host_predicate):
             made = replace(made, avoid=max(1, message.host_selection_retry_max_attempts))
         return made
+
+    def hash_on(self, policies: Iterable[Any]) -> tuple[HashOn, ...]:
+        """What a hash is made of."""
+        found = []
+        for policy in policies:
+            kind = policy.WhichOneof("policy_specifier")
+            extra: list[str] = []
+            if kind == "header":
+                extra = leftovers(policy.header, ("header_name",))
+                made = HashOn(HashSource.HEADER, policy.header.header_name.lower(), policy.terminal)
+            elif kind == "cookie":
+                extra = leftovers(policy.cookie, ("name", "ttl", "path"))
+                ttl = seconds(policy.cookie.ttl) if policy.cookie.HasField("ttl") else None
+                made = HashOn(HashSource.COOKIE, policy.cookie.name, policy.terminal, ttl, policy.cookie.path)
+            elif kind == "query_parameter":
+                made = HashOn(HashSource.QUERY, policy.query_parameter.name, policy.terminal)
+            elif kind == "connection_properties" and policy.connection_properties.source_ip:
+                made = HashOn(HashSource.ADDRESS, terminal=policy.terminal)
+            else:
+                self.refused.append(f"hash-{(kind or 'nothing').replace('_', '-')}")
+                continue
+            self.refused += [f"hash-{kind}-{feature}" for feature in extra]
+            found.append(made)
+        return tuple(found)
 
     # ---- answers ----
 

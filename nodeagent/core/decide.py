@@ -108,6 +108,19 @@ class Decider:
         reason, endpoint, address = self.endpoint(cluster)
         return Decision(reason, domain, program, index, route, cluster, endpoint, address)
 
+    def weights(self, cluster: int) -> tuple[tuple[int, int], ...]:
+        """(endpoint id, weight) of the cluster, in the order of their first slot."""
+        found: dict[int, int] = {}
+        for slot in self._slots(cluster):
+            found[slot] = found.get(slot, 0) + 1
+        return tuple(found.items())
+
+    def address(self, endpoint: int) -> Endpoint | None:
+        """The address of an endpoint that is live."""
+        data = self._maps["endpoints"].lookup(endpoint.to_bytes(4, "little"))
+        address = Endpoint.unpack(data) if data else None
+        return address if address is not None and address.live else None
+
     def choose(self, cluster: int, tried: frozenset[int], avoid: int) -> Decision:
         """An endpoint of a cluster; the choice is repeated `avoid` times at most while it falls on a `tried` one."""
         while True:
@@ -182,9 +195,8 @@ class Decider:
             return reason, 0, None
         if second and second != first and self._active(second) < self._active(first):
             first = second
-        data = self._maps["endpoints"].lookup(first.to_bytes(4, "little"))
-        address = Endpoint.unpack(data) if data else None
-        if address is None or not address.live:
+        address = self.address(first)
+        if address is None:
             return Reason.ENDPOINT_GONE, first, None
         return Reason.OK, first, address
 
@@ -194,9 +206,11 @@ class Decider:
 
     def members(self, cluster: int) -> list[int]:
         """Ids of the cluster's endpoints, each once, in the order of their first slot."""
+        return list(dict.fromkeys(self._slots(cluster)))
+
+    def _slots(self, cluster: int) -> list[int]:
         value = self._maps["clusters"].lookup(cluster.to_bytes(4, "little"), lock=True)
         if value is None:
             return []
         n = min(int.from_bytes(value[_N : _N + 4], "little"), (len(value) - _SLOT) // 4)
-        slots = (int.from_bytes(value[at : at + 4], "little") for at in range(_SLOT, _SLOT + 4 * n, 4))
-        return list(dict.fromkeys(slots))
+        return [int.from_bytes(value[at : at + 4], "little") for at in range(_SLOT, _SLOT + 4 * n, 4)]

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 from nodeagent.abi.codec import offset_of
 from nodeagent.abi.numbers import CF_UNSYNCED
+from nodeagent.abi.records import address_text
 from nodeagent.bpf.abc import Map
 from nodeagent.bpf.errors import BpfError
 from nodeagent.core.decide import Decider, Decision
 from nodeagent.core.libcore import Core, HeadReader, ResponseReader
+from nodeagent.home.choice import Chooser
 from nodeagent.home.commands import (
     Arm,
     Close,
@@ -75,6 +77,7 @@ class Clients:
         self._loop, self._conns, self._control, self._pods = loop, maps["conns"], control, pods
         self._core, self._decider, self._stats = core, decider, stats
         self._reader = HeadReader(core)
+        self._chooser = Chooser(decider)
         self.mirrors = Mirrors(loop, pods, core, decider)
         self._listeners: list[socket.socket] = []
         self._by_key: dict[bytes, Client] = {}
@@ -215,7 +218,7 @@ class Clients:
             lambda: self._decider.decide(self._reader, client.table),
             framing,
             self._core.reason_name,
-            exchanges(self._reader, framing, self._decider),
+            exchanges(self._reader, framing, self._chooser, address_text(client.key[:16])),
         )
         return client.relay
 

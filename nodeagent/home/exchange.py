@@ -15,7 +15,8 @@ from typing import Final
 from nodeagent.abi.numbers import Reason
 from nodeagent.home import edit
 from nodeagent.home.commands import Arm, Chosen, Command, Copy, Disarm, Forward, Framing, Open, Release, Send
-from nodeagent.rules.model import Edits, Retry, Rule, Share
+from nodeagent.home.hashing import request_hash
+from nodeagent.rules.model import Edits, Hashed, Retry, Rule, Share
 
 KEPT: Final = 1 << 16
 """Bytes of a request's body that are remembered for another attempt or a mirror."""
@@ -30,13 +31,17 @@ _FAILED: Final = {"connect-failed": "remote connection failure", "connect-timeou
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A canonical head. path: without the query, which `target` has; lines: headers in order, host among them."""
+    """A canonical head.
+
+    path: without the query, which `target` has; lines: headers in order, host among them; source: the client's address.
+    """
 
     method: bytes
     target: bytes
     path: bytes
     lines: tuple[edit.Line, ...]
     close: bool = False
+    source: bytes = b""
 
     @property
     def head_only(self) -> bool:
@@ -46,6 +51,10 @@ class Request:
     def value(self, name: bytes) -> bytes:
         """The first header of that lower-case name, or nothing."""
         return edit.first(self.lines, name) or b""
+
+
+Choose = Callable[[int, frozenset[int], int, Hashed | None, int], Chosen]
+"""An endpoint of a cluster, by a hash if that is its way, and not one of those given if some more choices can help."""
 
 
 class State(enum.Enum):
@@ -62,7 +71,7 @@ class State(enum.Enum):
 class Exchange:
     """One request.
 
-    choose: an endpoint of a cluster, not one of those given if that can be avoided; random: in [0, 1). After `begin`
+    choose: finds an endpoint; random: in [0, 1). After `begin`
     each method takes one happening and returns commands, until `over`; `close` then tells whether the client's
     connection has to end, `state` CUT that it has to end by a reset.
     """
@@ -73,7 +82,7 @@ class Exchange:
         request: Request,
         decision: Chosen,
         framing: Framing,
-        choose: Callable[[int, frozenset[int], int], Chosen],
+        choose: Choose,
         name: Callable[[int], str],
         random: Callable[[], float],
     ) -> None:
@@ -93,6 +102,9 @@ class Exchange:
         self._tried: set[int] = set()
         self._reused = self._spared = False
         self._cors = b""  # the origin to be told that it may
+        self._hashed: Hashed | None = None
+        self._hash = 0
+        self._cookie = ""  # made for the hash, and told with the response
 
     # ---- the beginning ----
 
@@ -140,6 +152,7 @@ class Exchange:
         if not self._decision.cluster:
             return self._refuse(503, self._name(Reason.NO_CLUSTER))
         self._make_head()
+        self._make_hash()
         clock: list[Command] = [Arm("timeout", rule.timeout)] if rule.timeout and self._whole else []
         return [*clock, *self._mirrors(), *self._try()]
 
@@ -157,6 +170,21 @@ class Exchange:
             if target != request.target:
                 lines = edit.put(lines, b"x-envoy-original-path", request.target)
         self._start, self._lines = request.method + b" " + target + b" HTTP/1.1", lines
+
+    def _make_hash(self) -> None:
+        self._hashed = next((h for h in self._rule.hashed if h.number == self._decision.cluster), None)
+        if self._hashed is None:
+            return
+        values: dict[bytes, list[bytes]] = {}
+        for name, value in self._request.lines:
+            values.setdefault(name.lower(), []).append(value)
+        request = self._request
+        query, fresh = request.target[len(request.path) :], b"%016x" % self._any()
+        found, self._cookie = request_hash(self._rule.hash_on, values, query, request.source, fresh)
+        self._hash = self._any() if found is None else found
+
+    def _any(self) -> int:
+        return int(self._random() * (1 << 53)) << 11
 
     def _levels(self, side: str) -> tuple[Edits, ...]:
         rule = self._rule
@@ -227,7 +255,7 @@ class Exchange:
         retry = self._rule.retry
         avoid = retry.avoid if retry is not None and self._tries else 0
         self._tries += 1
-        chosen = self._choose(self._decision.cluster, frozenset(self._tried), avoid)
+        chosen = self._choose(self._decision.cluster, frozenset(self._tried), avoid, self._hashed, self._hash)
         if chosen.reason:
             return self._refuse(503, self._name(chosen.reason))
         self._tried.add(chosen.endpoint)
@@ -344,6 +372,8 @@ class Exchange:
         again = self._again(self._conditions(status, lines))
         if again is not None:
             return again
+        if self._cookie:
+            lines = [*lines, (b"set-cookie", self._cookie.encode())]
         lines = edit.edited(lines, self._levels("response"), self._request.value)
         if self._cors and self._rule.cors is not None:
             for name, value in edit.cors_lines(self._rule.cors, self._cors, preflight=False):

@@ -13,6 +13,7 @@ from nodeagent.abi import numbers as n
 from nodeagent.abi.numbers import Lb
 from nodeagent.cache.resources import Assignment, Balance, Cluster, ClusterKind, Locality
 from nodeagent.errors import CapacityError
+from nodeagent.rules.model import Hashed
 
 _BALANCE: Final = {
     Balance.ROUND_ROBIN: Lb.ROUND_ROBIN,
@@ -34,12 +35,23 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ClusterDraft:
-    """A cluster as the kernel could hold it. With `features` it is not for the kernel, and `targets` do not count."""
+    """A cluster as the kernel could hold it. With `features` it is not for the kernel, and `targets` do not count.
+
+    With `hashed` home can choose among the targets, and the kernel cannot.
+    """
 
     name: str
     lb: Lb
     targets: tuple[Target, ...]
     features: tuple[str, ...] = ()
+    hashed: Hashed | None = None
+
+    @property
+    def balance(self) -> str:
+        """The feature that a request's hash is, if it decides."""
+        if self.hashed is None:
+            return ""
+        return f"balance {(Balance.MAGLEV if self.hashed.table else Balance.RING_HASH).value}"
 
 
 def draft(cluster: Cluster, assignment: Assignment | None) -> ClusterDraft:
@@ -47,7 +59,8 @@ def draft(cluster: Cluster, assignment: Assignment | None) -> ClusterDraft:
     features = list(cluster.unsupported)
     if cluster.kind in (ClusterKind.ORIGINAL_DST, ClusterKind.OTHER):
         features.append(f"cluster-type {cluster.kind.value}")
-    lb = _BALANCE.get(cluster.balance)
+    # A hash is of the request, so home looks into it; the record's own balancer is nobody's then.
+    lb = Lb.RANDOM if cluster.hashed is not None else _BALANCE.get(cluster.balance)
     if lb is None and cluster.kind is not ClusterKind.ORIGINAL_DST:
         features.append(f"balance {cluster.balance.value}")
     own = cluster.assignment if cluster.assignment is not None else assignment
@@ -58,7 +71,8 @@ def draft(cluster: Cluster, assignment: Assignment | None) -> ClusterDraft:
             targets = _targets(own, cluster.locality_weighted, features)
         except CapacityError as error:
             features += ["capacity", str(error)]
-    return ClusterDraft(cluster.name, lb or Lb.ROUND_ROBIN, targets, tuple(dict.fromkeys(features)))
+    found = tuple(dict.fromkeys(features))
+    return ClusterDraft(cluster.name, lb or Lb.ROUND_ROBIN, targets, found, cluster.hashed)
 
 
 def _targets(assignment: Assignment, locality_weighted: bool, features: list[str]) -> tuple[Target, ...]:

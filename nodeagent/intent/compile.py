@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final, Protocol
 
@@ -195,13 +195,19 @@ class _Writer:
             refused.append(table.refused)
         named = [*(c.name for c in route.clusters), *(m.cluster for m in route.rule.mirrors)]
         refused += self._cluster_features(view, named)
+        mirrored = [view.clusters[m.cluster] for m in route.rule.mirrors if m.cluster in view.clusters]
+        refused += [f"mirror-{draft_.balance}" for draft_ in mirrored if draft_.hashed is not None]
         action = route.route.action
         if isinstance(action, Forward) and action.not_found_code != _NO_CLUSTER:
             missing = [c.name for c in route.clusters if c.name not in view.clusters]
             refused += [f"{action.not_found_code} for a cluster that does not exist"] if missing else []
-        if problem := route.features and homerules.problem(route.rule):
+        drafts = [view.clusters[c.name] for c in route.clusters if c.name in view.clusters]
+        hashed = tuple(draft_.hashed for draft_ in drafts if draft_.hashed is not None)
+        rule = replace(route.rule, hashed=hashed, hash_on=route.rule.hash_on if hashed else ())
+        own = [*route.features, *(draft_.balance for draft_ in drafts if draft_.hashed is not None)]
+        if problem := own and homerules.problem(rule):
             refused += ["capacity", problem]
-        found = tuple(dict.fromkeys([*route.features, *refused]))
+        found = tuple(dict.fromkeys([*own, *refused]))
         where = Where.WAYPOINT if refused else Where.HOME
         return RouteInfo(
             key=route.key,
@@ -213,11 +219,13 @@ class _Writer:
             reason=n.REASON_LABELS[f.reason(found)] if found else "",
             features=found,
             source=route.route.source,
-            rule=route.rule if found and where is Where.HOME else NO_RULE,
+            rule=rule if found and where is Where.HOME else NO_RULE,
         )
 
     def _tcp_info(self, view: _View, service: TcpService) -> RouteInfo:
         features = list(service.features) + self._cluster_features(view, (c.name for c in service.clusters))
+        drafts = [view.clusters[c.name] for c in service.clusters if c.name in view.clusters]
+        features += [draft_.balance for draft_ in drafts if draft_.hashed is not None]
         if len(service.clusters) > n.WEIGHTS:
             features += ["capacity", f"{len(service.clusters)} destinations, a service holds {n.WEIGHTS}"]
         found = tuple(dict.fromkeys(features))
@@ -380,11 +388,13 @@ class _Writer:
 
     def _rule(self, view: _View, info: RouteInfo) -> int:
         """The key of a route's rule, which is written; 0 when that cannot be."""
-        named = {d.cluster for d in info.rule.destinations} | {m.cluster for m in info.rule.mirrors}
+        rule = info.rule
+        named = {d.cluster for d in rule.destinations} | {m.cluster for m in rule.mirrors}
+        named |= {h.cluster for h in rule.hashed}
         numbers = {name: self._cluster_id(view, name) for name in named}
         known = {name: number for name, number in numbers.items() if number is not None}
         entries = self._entries[Table.RULES]
-        key, value = homerules.entry(homerules.numbered(info.rule, lambda name: known.get(name, 0)))
+        key, value = homerules.entry(homerules.numbered(rule, lambda name: known.get(name, 0)))
         raw = key.to_bytes(8, "little")
         if len(known) < len(numbers) or entries.get(raw, value) != value or len(entries) >= n.RULES:
             self._reject(view.key, "rule", f"{info.host} {info.match}", "no room among the rules of home", _HOME)

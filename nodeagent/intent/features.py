@@ -42,6 +42,7 @@ REASONS: Final = {
 #: How the names of parts of features begin that nobody here does.
 _FAMILIES: Final = {
     "retry-": Reason.ROUTE_RETRY,
+    "hash-": Reason.ROUTE_HASH,
     "mirror-": Reason.ROUTE_MIRROR,
     "fault-": Reason.ROUTE_FAULT,
     "cors-": Reason.ROUTE_CORS,

@@ -9,7 +9,7 @@ from typing import Final
 
 from nodeagent.abi import numbers as n
 from nodeagent.abi.records import HomeRule
-from nodeagent.rules.model import Destination, Mirror, Rule
+from nodeagent.rules.model import Destination, Hashed, Mirror, Rule
 from nodeagent.rules.text import encode, key_of
 
 #: The longest number of a cluster, for judging a rule's length before its clusters have numbers.
@@ -32,8 +32,15 @@ def numbered(rule: Rule, number: Callable[[str], int]) -> Rule:
     def mirror(item: Mirror) -> Mirror:
         return replace(item, cluster="", number=number(item.cluster))
 
-    destinations = tuple(destination(item) for item in rule.destinations)
-    return replace(rule, destinations=destinations, mirrors=tuple(mirror(item) for item in rule.mirrors))
+    def hashed(item: Hashed) -> Hashed:
+        return replace(item, cluster="", number=number(item.cluster))
+
+    return replace(
+        rule,
+        destinations=tuple(destination(item) for item in rule.destinations),
+        mirrors=tuple(mirror(item) for item in rule.mirrors),
+        hashed=tuple(hashed(item) for item in rule.hashed),
+    )
 
 
 @lru_cache(maxsize=n.RULES)

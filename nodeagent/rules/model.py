@@ -155,6 +155,37 @@ class Cors:
     forward_unmatched: bool = True
 
 
+class HashSource(StrEnum):
+    """Of what a hash is made."""
+
+    HEADER = "header"
+    COOKIE = "cookie"
+    QUERY = "query"
+    ADDRESS = "address"
+
+
+@dataclass(frozen=True, slots=True)
+class HashOn:
+    """A part of a request's hash. ttl: a cookie that is not there is made, and lasts so long (0: as the browser)."""
+
+    source: HashSource
+    name: str = ""
+    terminal: bool = False
+    ttl: float | None = None
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """A destination whose endpoint is chosen by the request's hash: a ring, or, with `table`, a Maglev table."""
+
+    cluster: str = ""
+    smallest: int = 1024
+    largest: int = 8_388_608
+    table: int = 0
+    number: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Redirect:
     """Answer with another place. Empty, 0 and None keep what the request says; `rewrite` changes its path."""
@@ -181,7 +212,8 @@ class Rule:
     """All that a route does beyond choosing an endpoint.
 
     request and response: changes of the route, the virtual host and the table, in the order in which they are made,
-    those of the destination before them, or behind them if `specific_last`. timeout: 0 means none.
+    those of the destination before them, or behind them if `specific_last`. timeout: 0 means none. hash_on counts for
+    `hashed` destinations only.
     """
 
     request: tuple[Edits, ...] = ()
@@ -197,6 +229,8 @@ class Rule:
     cors: Cors | None = None
     redirect: Redirect | None = None
     direct: DirectReply | None = None
+    hash_on: tuple[HashOn, ...] = ()
+    hashed: tuple[Hashed, ...] = ()
 
 
 NO_RULE = Rule()

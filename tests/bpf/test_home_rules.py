@@ -18,6 +18,9 @@ from nodeagent.rules.model import (
     DirectReply,
     Edits,
     Field,
+    Hashed,
+    HashOn,
+    HashSource,
     Mirror,
     Placing,
     Redirect,
@@ -71,6 +74,9 @@ class Setup:
         node.route("plain", 50, (1, 1))
         node.route("lame", 51, (1, 3), reason=Reason.ROUTE_RETRY, rule=RULES["retry"][1])
         node.route("dead", 52, (1, 4), reason=Reason.ROUTE_RETRY, rule=RULES["retry"][1])
+        node.cluster(5, 1, 2)
+        rule = Rule(hash_on=(HashOn(HashSource.HEADER, "x-user"),), hashed=(Hashed(number=5),))
+        node.route("hash", 53, (1, 5), reason=Reason.ROUTE_HASH, rule=rule)
         node.enroll(self.client, 1)
         node.start_home()
 
@@ -177,6 +183,15 @@ def test_another_endpoint_is_tried(setup: Setup) -> None:
     assert [answer["status"] for answer in answers] == [200] * 10 + [503]
     assert "remote connection failure" in answers[-1]["body"]
     assert answers[-1]["headers"]["x-underpass-reason"] == "connect-failed"
+
+
+def test_a_key_stays_with_its_endpoint(setup: Setup) -> None:
+    users = [f"u{number % 10}" for number in range(30)]
+    assert {answer["status"] for answer in setup.ask(*(get("hash", X_User=user) for user in users))} == {200}
+    by_server = [{headers["x-user"] for _, headers, _ in setup.seen(name)} for name in ("a", "b")]
+    assert by_server[0] | by_server[1] == set(users)
+    assert not by_server[0] & by_server[1]
+    assert all(by_server), "ten users are on both"
 
 
 def test_a_mirror_gets_what_the_endpoint_gets(setup: Setup) -> None:

@@ -56,7 +56,7 @@ class Given:
         self.asked: list[tuple[int, frozenset[int], int]] = []
         self.reason = 0
 
-    def choose(self, cluster: int, tried: frozenset[int], avoid: int) -> Answer:
+    def choose(self, cluster: int, tried: frozenset[int], avoid: int, *_: object) -> Answer:
         self.asked.append((cluster, tried, avoid))
         return Answer(reason=self.reason, endpoint=len(self.asked))
 

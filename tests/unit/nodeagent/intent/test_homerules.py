@@ -92,7 +92,7 @@ def test_istios_default_retries_alone_stay_in_the_kernel(base: Resources) -> Non
     ("entry", "feature"),
     [
         ({"route": {"cluster": "a", "timeout": "1s", "auto_host_rewrite": True}}, "auto-host-rewrite"),
-        ({"route": {"cluster": "a", "timeout": "1s", "hash_policy": [{"terminal": True}]}}, "consistent-hash"),
+        ({"route": {"cluster": "a", "timeout": "1s", "hash_policy": [{"terminal": True}]}}, "hash-nothing"),
         (
             {
                 "route": {"cluster": "a"},
