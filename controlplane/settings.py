@@ -153,7 +153,7 @@ def _add_identity(parser: argparse.ArgumentParser) -> None:
         "--operator",
         action="append",
         metavar="NS/ACCOUNT",
-        help="may use debug types and claim to be anybody; * is any; may be repeated (everybody in the root namespace)",
+        help="may use debug types and claim to be anybody; * is any but a node proxy; may be repeated (root namespace)",
     )
     group.add_argument(
         "--node-proxy",

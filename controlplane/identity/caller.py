@@ -122,12 +122,18 @@ class Caller:
 
 
 def authenticated(peer: str, who: Identity, rights: Rights, *, node: str = "", expires: float = math.inf) -> Caller:
-    """The caller that has proved to be *who*."""
+    """The caller that has proved to be *who*.
+
+    A node proxy is an operator only where it is named as one: "everybody in this namespace" does not mean the programs
+    that run on every node, or whoever breaks into one node could claim to be any other.
+    """
+    proxy = _any(rights.node_proxies, who)
+    named = f"{who.namespace}/{who.account}" in rights.operators
     return Caller(
         peer,
         who,
-        operator=_any(rights.operators, who),
-        node_proxy=_any(rights.node_proxies, who),
+        operator=named or (not proxy and _any(rights.operators, who)),
+        node_proxy=proxy,
         node=node,
         expires=expires,
         limited=True,

@@ -138,18 +138,13 @@ def test_node_proxies_speak_for_their_node(mesh: Mesh) -> None:
         return ISSUER.token(f"istio-system:{account}", node=node)
 
     flags = {"token": bound("underpass-agent", "n1")}
-    # In the root namespace everybody is an operator unless the flag says otherwise, so this mesh is not the default.
-    shutil.rmtree(mesh.scratch / "second", ignore_errors=True)
-    (mesh.scratch / "second").mkdir()
-    other = Mesh(mesh.scratch / "second", "--operator", "istio-system/admin")
-    with other.plane:
-        with other.stream(**flags) as stream:
-            assert served(stream, ask(NODE_NAME="n1")).resources
-        status, reason = other.refused(**flags, request=ask(NODE_NAME="n2"))
-        assert (status, "node n1" in reason) == (grpc.StatusCode.PERMISSION_DENIED, True)
-        zt = ask(ADDRESS, kind="ztunnel", namespace="istio-system", account="ztunnel", NODE_NAME="n1")
-        with other.stream(token=bound("ztunnel", "n1")) as stream:
-            assert len(served(stream, zt).resources) == 3
+    with mesh.stream(**flags) as stream:
+        assert served(stream, ask(NODE_NAME="n1")).resources
+    status, reason = mesh.refused(**flags, request=ask(NODE_NAME="n2"))
+    assert (status, "node n1" in reason) == (grpc.StatusCode.PERMISSION_DENIED, True)
+    zt = ask(ADDRESS, kind="ztunnel", namespace="istio-system", account="ztunnel", NODE_NAME="n1")
+    with mesh.stream(token=bound("ztunnel", "n1")) as stream:
+        assert len(served(stream, zt).resources) == 3
 
 
 def test_debug_is_for_operators(mesh: Mesh) -> None:

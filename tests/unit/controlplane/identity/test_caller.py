@@ -74,8 +74,10 @@ def test_a_workload_may_only_be_itself(kind: str, namespace: str, account: str, 
 
 def test_node_proxies_speak_for_their_node_only_and_operators_for_all() -> None:
     agent = Identity("cluster.local", "istio-system", "underpass-agent")
-    rights = Rights((), RIGHTS.node_proxies)
+    rights = RIGHTS
     anywhere = authenticated("p", agent, rights)
+    assert not anywhere.operator, "everybody in the root namespace, but not what runs on every node"
+    assert authenticated("p", agent, Rights(("istio-system/underpass-agent",), RIGHTS.node_proxies)).operator
     assert anywhere.refusal("sidecar", "default", "web", "n1") == ""
     bound = authenticated("p", agent, rights, node="n1")
     assert bound.refusal("sidecar", "default", "web", "n1") == ""
