@@ -42,7 +42,7 @@ class AtHome:
             request_of(reader, data, head, False),
             decision,
             ResponseReader(self._core),
-            lambda cluster, _tried, _avoid: _some_endpoint(decision, cluster),
+            lambda cluster, *_: _some_endpoint(decision, cluster),
             self._core.reason_name,
             lambda: 0.0,
         )
