@@ -18,18 +18,23 @@ IN, OUT, HANGUP, ERROR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP, sel
 
 log = logging.getLogger("underpass.home")
 
+_DEAD = 1024  # cancelled timers that are not worth a look
+
 
 class Timer:
     """A call that is due at some time, unless cancelled."""
 
-    __slots__ = ("call",)
+    __slots__ = ("_loop", "call")
 
-    def __init__(self, call: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], None], loop: Loop) -> None:
         self.call: Callable[[], None] | None = call
+        self._loop = loop
 
     def cancel(self) -> None:
         """It will not be called; twice is harmless."""
-        self.call = None
+        if self.call is not None:
+            self.call = None
+            self._loop.cancelled += 1
 
 
 class Loop:
@@ -46,6 +51,7 @@ class Loop:
         self._order = itertools.count()
         self._removed: set[int] = set()
         self._soon: list[Callable[[], None]] = []
+        self.cancelled = 0  # timers that are still in the heap
         self._running = False
         self.longest = 0.0
         self.now = time.monotonic()
@@ -68,7 +74,12 @@ class Loop:
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         """Calls once, `delay` seconds from now."""
-        timer = Timer(call)
+        if self.cancelled > max(_DEAD, len(self._timers) // 2):
+            # most requests are done long before their clocks are due: nobody waits for all of those
+            self._timers = [entry for entry in self._timers if entry[2].call is not None]
+            heapq.heapify(self._timers)
+            self.cancelled = 0
+        timer = Timer(call, self)
         heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), timer))
         return timer
 
@@ -107,9 +118,12 @@ class Loop:
                 if fd not in self._removed:
                     self._guard(self._handlers[fd], mask)
             while self._timers and self._timers[0][0] <= self.now:
-                call = heapq.heappop(self._timers)[2].call
-                if call is not None:
-                    self._guard_call(call)
+                timer = heapq.heappop(self._timers)[2]
+                if timer.call is None:
+                    self.cancelled -= 1
+                    continue
+                call, timer.call = timer.call, None
+                self._guard_call(call)
             soon, self._soon = self._soon, []
             for each in soon:
                 self._guard_call(each)

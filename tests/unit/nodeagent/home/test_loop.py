@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 
 from nodeagent.home.loop import IN, Loop
 
@@ -46,6 +47,20 @@ def test_timers_come_in_order_and_can_be_cancelled() -> None:
     loop.call_soon(lambda: seen.append("soon"))
     loop.run()
     assert seen == ["soon", "a", "b"]
+
+
+def test_cancelled_timers_do_not_pile_up() -> None:
+    """Requests with a timeout of an hour cancel it after a millisecond."""
+    loop, seen = Loop(), []
+    kept = [loop.call_later(0.02, partial(seen.append, number)) for number in range(3)]
+    for _ in range(50_000):
+        loop.call_later(3600, lambda: seen.append(-1)).cancel()
+    assert len(loop._timers) < 3000
+    kept[1].cancel()
+    loop.call_later(0.03, loop.stop)
+    loop.run()
+    assert seen == [0, 2]
+    assert loop.cancelled <= len(loop._timers)
 
 
 def test_a_fault_costs_nobody_else() -> None:
