@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -18,6 +18,17 @@ Line = tuple[bytes, bytes]
 _OPERATOR: Final = re.compile(r"%%|%REQ\(([^)]*)\)%")
 _STATUS: Final = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _HEADER: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
+#: Headers of requests of which Envoy 1.40 keeps one line: more values are joined to it.
+JOINED: Final = frozenset(
+    {
+        b"accept", b"accept-encoding", b"authorization", b"cache-control", b"content-encoding", b"content-type",
+        b"grpc-timeout", b"if-match", b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since",
+        b"origin", b"pragma", b"referer", b"user-agent", b"via", b"x-client-trace-id", b"x-forwarded-for",
+        b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto", b"x-request-id",
+        b"access-control-request-method", b"access-control-request-headers", b"access-control-request-private-network",
+        b"proxy-status", b"grpc-accept-encoding", b"cdn-loop",
+    }
+)  # fmt: skip
 _GROUP: Final = re.compile(r"\\([0-9\\])")
 
 
@@ -56,16 +67,21 @@ def parse_response(head: bytes) -> tuple[bytes, int, list[Line]] | None:
     return start, int(status[1]), lines
 
 
-def edited(lines: list[Line], levels: Iterable[Edits], request: Callable[[bytes], bytes]) -> list[Line]:
-    """The lines after all levels' changes. request: value of a header of the request, for `%REQ(name)%`."""
+def edited(lines: list[Line], levels: Iterable[Edits], request: Callable[[bytes], bytes] | None = None) -> list[Line]:
+    """The lines after all levels' changes.
+
+    request: value of a header of the request, for `%REQ(name)%`; without it the lines are the request's own, and each
+    level sees what those before it made of them, and what it removed itself.
+    """
     for edits in levels:
         for gone in edits.remove:
             lines = removed(lines, gone.encode())
+        value_of = request or partial(_value, lines)
         there = {key.lower() for key, _ in lines}
         replaced: list[Line] = []
         added: list[Line] = []
         for field in edits.put:
-            name, value = field.name.encode(), _formatted(field, request)
+            name, value = field.name.encode(), _formatted(field, value_of)
             if not value and not field.keep_empty:
                 continue
             if field.placing is Placing.APPEND or (field.placing is Placing.IF_ABSENT and name not in there):
@@ -74,8 +90,23 @@ def edited(lines: list[Line], levels: Iterable[Edits], request: Callable[[bytes]
                 replaced.append((name, value))
         for name, value in replaced:
             lines = put(lines, name, value)
-        lines = [*lines, *added]
+        for name, value in added:
+            lines = appended(lines, name, value) if request is None else [*lines, (name, value)]
     return lines
+
+
+def _value(lines: list[Line], name: bytes) -> bytes:
+    return first(lines, name) or b""
+
+
+def appended(lines: list[Line], name: bytes, value: bytes) -> list[Line]:
+    """The lines with one more header, or, where Envoy has only one line for it, with one more value."""
+    if name in JOINED:
+        for index, (key, before) in enumerate(lines):
+            if key.lower() == name:
+                joined = b",".join(filter(None, (before, value)))
+                return [*lines[:index], (key, joined), *lines[index + 1 :]]
+    return [*lines, (name, value)]
 
 
 def _formatted(field: Field, request: Callable[[bytes], bytes]) -> bytes:
@@ -90,15 +121,19 @@ def _formatted(field: Field, request: Callable[[bytes], bytes]) -> bytes:
     return _OPERATOR.sub(one, ours).encode("latin-1")
 
 
-def rewritten(target: bytes, path: bytes, rewrite: Rewrite) -> bytes:
-    """The request target after a path rewrite. path: the target's path; what is behind it (the query) stays."""
+def rewritten(target: bytes, path: bytes, rewrite: Rewrite) -> bytes | None:
+    """The request target after a path rewrite; None: there is none, or it would leave nothing of the path.
+
+    path: the target's path; what is behind it (the query) stays.
+    """
     query = target[len(path) :]
     if rewrite.path:
         rest = path[rewrite.replaced :] if rewrite.replaced >= 0 else b""
         return rewrite.path.encode() + rest + query
     if rewrite.regex is not None:
-        return substituted(rewrite.regex, path) + query
-    return target
+        changed = substituted(rewrite.regex, path)
+        return changed + query if changed else None
+    return None
 
 
 @lru_cache(maxsize=1024)
@@ -139,11 +174,13 @@ def location(redirect: Redirect, host: bytes, target: bytes, path: bytes) -> byt
         where = name if drop else name + colon + number
     there = target
     if redirect.rewrite is not None:
-        there = rewritten(target, path, redirect.rewrite)
+        there = rewritten(target, path, redirect.rewrite) or target
     elif redirect.path:
         there = redirect.path.encode()
         if "?" not in redirect.path:
             there += target[len(path) :]
+    if not there.startswith(b"/"):
+        there = b"/" + there
     if redirect.strip_query and "?" not in redirect.path:
         there = there.partition(b"?")[0]
     return scheme.encode() + b"://" + where + port + there

@@ -16,13 +16,15 @@ from nodeagent.abi.numbers import Reason
 from nodeagent.home import edit
 from nodeagent.home.commands import Arm, Chosen, Command, Copy, Disarm, Forward, Framing, Open, Release, Send
 from nodeagent.home.hashing import request_hash
-from nodeagent.rules.model import Edits, Hashed, Retry, Rule, Share
+from nodeagent.rules.model import Edits, Hashed, Redirect, Retry, Rule, Share
 
 KEPT: Final = 1 << 16
 """Bytes of a request's body that are remembered for another attempt or a mirror."""
 _HEAD_MAX: Final = 1 << 16
 """Bytes of a response head; Envoy's limit is 60 KiB."""
 _TEXT: Final = (b"content-type", b"text/plain")
+#: The redirect that changes nothing.
+_SAME: Final = Redirect()
 _LATE: Final = "upstream request timeout"
 _BEFORE: Final = "upstream connect error or disconnect/reset before headers. "
 _ANY_RESET: Final = frozenset({"reset", "5xx", "gateway-error"})
@@ -128,8 +130,8 @@ class Exchange:
 
     def _preflight(self) -> list[Command] | None:
         cors, origin = self._rule.cors, self._request.value(b"origin")
-        if cors is None or not origin:
-            return None
+        if cors is None or not origin or self._rule.redirect is not None or self._rule.direct is not None:
+            return None  # Envoy's filter leaves routes alone that forward nothing
         allowed = edit.origin_allowed(cors, origin)
         if self._request.method == b"OPTIONS" and self._request.value(b"access-control-request-method"):
             if allowed or not cors.forward_unmatched:
@@ -142,13 +144,18 @@ class Exchange:
     def _undelayed(self) -> list[Command]:
         rule, request = self._rule, self._request
         if rule.abort is not None and self._hits(rule.abort.share):
-            return self._reply(rule.abort.status, [_TEXT], b"fault filter abort")
+            self._cors = b""  # that filter comes later, and has not seen the request
+            answers = rule.redirect is not None or rule.direct is not None  # then nobody changes an abort's headers
+            return self._reply(rule.abort.status, [_TEXT], b"fault filter abort", () if answers else None)
         if rule.redirect is not None:
             where = edit.location(rule.redirect, request.value(b"host"), request.target, request.path)
             return self._reply(rule.redirect.code, [(b"location", where)], b"")
         if rule.direct is not None:
-            body = rule.direct.body.encode()
-            return self._reply(rule.direct.status, [_TEXT] if body else [], body)
+            status, body = rule.direct.status, rule.direct.body.encode()
+            own: list[edit.Line] = [_TEXT] if body else []
+            if status == 201 or 300 <= status < 400:  # Envoy says where it is: where the client asked
+                own.append((b"location", edit.location(_SAME, request.value(b"host"), request.target, request.path)))
+            return self._reply(status, own, body)
         if not self._decision.cluster:
             return self._refuse(503, self._name(Reason.NO_CLUSTER))
         self._make_head()
@@ -158,7 +165,7 @@ class Exchange:
 
     def _make_head(self) -> None:
         request, rule = self._request, self._rule
-        lines = edit.edited(list(request.lines), self._levels("request"), request.value)
+        lines = edit.edited(list(request.lines), self._levels("request"))
         target = request.target
         rewrite = rule.rewrite
         if rewrite is not None:
@@ -166,9 +173,10 @@ class Exchange:
                 lines = edit.put(lines, b"x-envoy-original-host", request.value(b"host"))
                 host = rewrite.authority.encode()
                 lines = [(key, host if key.lower() == b"host" else value) for key, value in lines]
-            target = edit.rewritten(target, request.path, rewrite)
-            if target != request.target:
+            changed = edit.rewritten(target, request.path, rewrite)
+            if changed is not None:
                 lines = edit.put(lines, b"x-envoy-original-path", request.target)
+                target = changed
         self._start, self._lines = request.method + b" " + target + b" HTTP/1.1", lines
 
     def _make_hash(self) -> None:
@@ -194,6 +202,10 @@ class Exchange:
             return common
         special = own.request if side == "request" else own.response
         return (*common, special) if rule.specific_last else (special, *common)
+
+    def _asked(self, name: bytes) -> bytes:
+        """A header of the request as it was forwarded, or as it came if it was not."""
+        return edit.first(self._lines, name) or b"" if self._lines else self._request.value(name)
 
     # ---- the request's body ----
 
@@ -374,7 +386,7 @@ class Exchange:
             return again
         if self._cookie:
             lines = [*lines, (b"set-cookie", self._cookie.encode())]
-        lines = edit.edited(lines, self._levels("response"), self._request.value)
+        lines = edit.edited(lines, self._levels("response"), self._asked)
         if self._cors and self._rule.cors is not None:
             for name, value in edit.cors_lines(self._rule.cors, self._cors, preflight=False):
                 lines = edit.put(lines, name, value)
@@ -453,7 +465,7 @@ class Exchange:
         self, status: int, lines: list[edit.Line], body: bytes, levels: tuple[Edits, ...] | None = None
     ) -> list[Command]:
         levels = self._levels("response") if levels is None else levels
-        lines = edit.edited(lines, levels, self._request.value)
+        lines = edit.edited(lines, levels, self._asked)
         if levels and self._cors and self._rule.cors is not None:
             for name, value in edit.cors_lines(self._rule.cors, self._cors, preflight=False):
                 lines = edit.put(lines, name, value)

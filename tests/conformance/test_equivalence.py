@@ -134,6 +134,69 @@ def test_found_before(cores: Cores, name: str) -> None:
     assert [item.result for item in results.judged] == [Result.PUNTED], results.judged
 
 
+def adds(side: str, *pairs: tuple[str, str]) -> dict[str, Any]:
+    return {f"{side}_headers_to_add": [{"header": {"key": key, "value": value}} for key, value in pairs]}
+
+
+_ABORT = {
+    "typed_per_filter_config": {
+        "envoy.filters.http.fault": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault",
+            "abort": {"http_status": 418, "percentage": {"numerator": 100}},
+        }
+    }
+}
+_CORS = {
+    "typed_per_filter_config": {
+        "envoy.filters.http.cors": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy",
+            "allow_origin_string_match": [{"exact": "*"}],
+        }
+    }
+}
+_REGEX = {"regex_rewrite": {"pattern": {"regex": "/nothing-like-it"}, "substitution": "/x"}}
+_NOTHING = {"regex_rewrite": {"pattern": {"regex": "/.*"}, "substitution": ""}}
+_FORWARD = {"cluster": "c0", "timeout": "0s"}
+
+#: What home did otherwise than Envoy, until generated tables found it: (fields of the route, fields of the table).
+AT_HOME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a rewrite that changes nothing": ({"route": {**_FORWARD, **_REGEX}}, {}),
+    "a rewrite that leaves nothing": ({"route": {**_FORWARD, **_NOTHING}}, {}),
+    "a value made of a header that was just added": (
+        {"route": _FORWARD, **adds("request", ("x-new", "1"))}, adds("request", ("x-copy", "%REQ(x-new)%"))
+    ),
+    "a value made of a header that was just removed": (
+        {"route": _FORWARD, "request_headers_to_remove": ["x-user"], **adds("response", ("x-copy", "<%REQ(x-user)%>"))},
+        {},
+    ),
+    "one more value for a header that has one line": ({"route": _FORWARD, **adds("request", ("accept", "b"))}, {}),
+    "header changes of an abort": (
+        {"route": _FORWARD, **_ABORT, **adds("response", ("x-route", "1"))}, adds("response", ("x-table", "1"))
+    ),
+    "header changes of an abort in place of a redirect": (
+        {"redirect": {"path_redirect": "/x"}, **_ABORT, **adds("response", ("x-route", "1"))}, {}
+    ),
+    "CORS and a redirect": ({"redirect": {"path_redirect": "/x"}, **_CORS}, {}),
+    "CORS and an answer": ({"direct_response": {"status": 404}, **_CORS}, {}),
+    "where something was created": ({"direct_response": {"status": 201, "body": {"inline_string": "a"}}}, {}),
+    "a redirect to a path without a slash": (
+        {"redirect": {"regex_rewrite": {"pattern": {"regex": "^/"}, "substitution": "x"}}}, {}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AT_HOME)
+def test_found_at_home(cores: Cores, name: str) -> None:
+    route, fields = AT_HOME[name]
+    made = envoy.to_dict(table({"match": {"prefix": "/"}, **route}), proto_names=True)
+    found = subjects([envoy.from_dict("RouteConfiguration", {**made, **fields})])
+    data = b"GET /a?b=c HTTP/1.1\r\nHost: a\r\nAccept: a\r\nOrigin: http://o\r\nX-User: u\r\n\r\n"
+    results = run(found, Options(), lambda _: [Request(data, len(data), Sort.PLAIN, name)], cores)
+    (item,) = results.judged
+    assert item.native.home is not None
+    assert item.result is Result.PUNTED, (item.why, item.native.home, item.envoy)
+
+
 def test_the_headers_that_envoy_joins() -> None:
     """Those, and no other that clients send: the core's list is a copy of what Envoy does."""
     others = (b"x", b"cookie", b"accept-language", b"x-b3-traceid", b"traceparent", b"range", b"x-real-ip", b"if-x")

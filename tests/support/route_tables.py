@@ -58,7 +58,7 @@ _headers = st.builds(
         **({"invert_match": True} if invert else {}),
         **({"treat_missing_header_as_empty": True} if empty else {}),
     },
-    st.sampled_from(("x-user", "X-Group", "cookie", ":authority", "x_u", "user-agent", "accept")),
+    st.sampled_from(("x-user", "X-Group", "cookie", ":authority", "x_u", "user-agent", "accept", "origin")),
     st.one_of(
         _string_match.map(lambda match: {"string_match": match}),
         st.booleans().map(lambda present: {"present_match": present}),
@@ -92,45 +92,143 @@ _matches = st.builds(
     st.one_of(st.just([]), st.just([]), st.lists(_parameters, min_size=1, max_size=2)),
 )
 _names = st.sampled_from((*CLUSTERS, *CLUSTERS, MISSING[0]))
+_destination_edits = st.one_of(
+    *[st.just({})] * 9, st.just({"request_headers_to_add": [{"header": {"key": "x-to", "value": "1"}}]})
+)
 _weighted = (
     st.lists(st.tuples(_names, st.integers(0, 100)), min_size=1, max_size=5, unique_by=lambda item: item[0])
     .filter(lambda items: sum(weight for _, weight in items) > 0)
-    .map(lambda items: {"weighted_clusters": {"clusters": [{"name": n, "weight": w} for n, w in items]}})
+    .flatmap(lambda items: st.tuples(st.just(items), st.lists(_destination_edits, min_size=5, max_size=5)))
+    .map(
+        lambda pair: {
+            "weighted_clusters": {
+                "clusters": [{"name": n, "weight": w, **more} for (n, w), more in zip(pair[0], pair[1], strict=False)]
+            }
+        }
+    )
 )
-_forwards = st.builds(
-    lambda to, more: {"route": {**to, "timeout": "0s", **more}},
-    st.one_of(_names.map(lambda name: {"cluster": name}), _names.map(lambda name: {"cluster": name}), _weighted),
+_header_names = st.sampled_from(("x-added", "x-user", "X-Group", "accept", "cookie", "x-more"))
+_header_values = st.sampled_from(("1", "a b", "%REQ(x-user)%", "<%REQ(:path)%>", "100%%", "%REQ(x-none)%", "é"))
+_APPEND: Final = ("APPEND_IF_EXISTS_OR_ADD", "ADD_IF_ABSENT", "OVERWRITE_IF_EXISTS_OR_ADD", "OVERWRITE_IF_EXISTS")
+_options = st.builds(
+    lambda key, value, action: {"header": {"key": key, "value": value}, "append_action": action},
+    _header_names,
+    _header_values,
+    st.sampled_from(_APPEND),
+)
+
+
+def _edits(*sides: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Header changes of one level, mostly none."""
+    parts: dict[str, st.SearchStrategy[Any]] = {}
+    for side in sides:
+        parts[f"{side}_headers_to_add"] = st.lists(_options, min_size=1, max_size=3)
+        parts[f"{side}_headers_to_remove"] = st.lists(_header_names, min_size=1, max_size=2)
+    some = st.fixed_dictionaries({}, optional=parts)
+    return st.one_of(*[st.just({})] * 5, some)
+
+
+_SUBSTITUTIONS: Final = (
+    ("/a", "/z"),
+    ("^/([^/]*)/(.*)$", r"/\2/\1"),
+    ("[ab]", "c"),
+    ("b*", "x"),
+    ("/$", ""),
+    ("A", r"\\"),
+)
+_regex_rewrites = st.sampled_from(_SUBSTITUTIONS).map(
+    lambda pair: {"regex_rewrite": {"pattern": {"regex": pair[0]}, "substitution": pair[1]}}
+)
+_path_rewrites = st.one_of(
+    st.sampled_from(("/rewritten", "/", "/r/", "/a?b=c")).map(lambda path: {"prefix_rewrite": path}), _regex_rewrites
+)
+_more = st.one_of(
+    *[st.just({})] * 6,
     st.sampled_from(
         (
-            *({},) * 8,
             {"timeout": "3s"},
-            {"prefix_rewrite": "/rewritten"},
             {"host_rewrite_literal": "other"},
+            {"host_rewrite_literal": "other:81", "append_x_forwarded_host": True},
+            {"host_rewrite_header": "x-user"},
             {"cluster_not_found_response_code": "NOT_FOUND"},
             {"cluster_not_found_response_code": "INTERNAL_SERVER_ERROR"},
             {"retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2}},
             {"retry_policy": {"retry_on": "5xx", "num_retries": 2}},
             {"hash_policy": [{"header": {"header_name": "x-user"}}]},
+            {"request_mirror_policies": [{"cluster": "c5"}]},
         )
     ),
+    _path_rewrites,
+    st.builds(lambda first, second: {**first, **second}, _path_rewrites, st.just({"host_rewrite_literal": "other"})),
 )
-_others = st.sampled_from(
-    (
-        {"redirect": {"path_redirect": "/moved"}},
-        {"redirect": {"host_redirect": "moved.example", "response_code": "FOUND"}},
-        {"direct_response": {"status": 418, "body": {"inline_string": "teapot"}}},
-        {"direct_response": {"status": 200}},
-        {"non_forwarding_action": {}},
-    )
+_forwards = st.builds(
+    lambda to, more: {"route": {**to, "timeout": "0s", **more}},
+    st.one_of(_names.map(lambda name: {"cluster": name}), _names.map(lambda name: {"cluster": name}), _weighted),
+    _more,
 )
-_additions = st.sampled_from(
-    (
-        *({},) * 10,
-        {"request_headers_to_add": [{"header": {"key": "x-added", "value": "1"}}]},
-        {"request_headers_to_remove": ["x-user"]},
-        {"response_headers_to_add": [{"header": {"key": "x-added", "value": "1"}}]},
-    )
+_redirects = st.builds(
+    lambda where, more: {"redirect": {**where, **more}},
+    st.one_of(
+        st.sampled_from(("/moved", "/moved?x=y", "/")).map(lambda path: {"path_redirect": path}),
+        st.sampled_from(("/moved", "/")).map(lambda path: {"prefix_rewrite": path}),
+        _regex_rewrites,
+        st.just({}),
+    ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "host_redirect": st.sampled_from(("moved.example", "moved.example:81")),
+            "port_redirect": st.sampled_from((80, 81, 443)),
+            "scheme_redirect": st.sampled_from(("http", "https")),
+            "response_code": st.sampled_from(("FOUND", "SEE_OTHER", "TEMPORARY_REDIRECT", "PERMANENT_REDIRECT")),
+            "strip_query": st.booleans(),
+        },
+    ),
 )
+_others = st.one_of(
+    _redirects,
+    # What has no body must not be given one: Envoy would send it all the same.
+    st.sampled_from((204, 302, 304)).map(lambda status: {"direct_response": {"status": status}}),
+    st.builds(
+        lambda status, body: {
+            "direct_response": {"status": status, **({"body": {"inline_string": body}} if body else {})}
+        },
+        st.sampled_from((200, 201, 302, 404, 418, 503)),
+        st.sampled_from(("", "teapot", "é\n")),
+    ),
+    st.just({"non_forwarding_action": {}}),
+)
+_FAULT: Final = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"
+_CORS: Final = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy"
+_filters = st.one_of(
+    *[st.just({})] * 9,
+    st.sampled_from((0, 100, 50)).map(
+        lambda share: {
+            "envoy.filters.http.fault": {
+                "@type": _FAULT,
+                "abort": {"http_status": 418, "percentage": {"numerator": share}},
+            }
+        }
+    ),
+    st.builds(
+        lambda origin, more: {
+            "envoy.filters.http.cors": {"@type": _CORS, "allow_origin_string_match": [origin], **more}
+        },
+        st.sampled_from(({"exact": "http://x"}, {"prefix": "http"}, {"exact": "*"}, {"safe_regex": {"regex": ".*x"}})),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "allow_methods": st.just("GET,PUT"),
+                "allow_headers": st.just("x-user"),
+                "expose_headers": st.just("x-added"),
+                "max_age": st.just("5"),
+                "allow_credentials": st.booleans(),
+                "forward_not_matching_preflights": st.booleans(),
+            },
+        ),
+    ),
+).map(lambda config: {"typed_per_filter_config": config} if config else {})
+_additions = st.builds(lambda edits, filters: {**edits, **filters}, _edits("request", "response"), _filters)
 _routes = st.builds(
     lambda match, action, more: {"match": match, **action, **more},
     _matches,
@@ -163,8 +261,13 @@ def tables(draw: st.DrawFn, name: str = "t") -> Any:
         vhost: dict[str, Any] = {"name": f"v{index}", "domains": mine, "routes": routes}
         if draw(st.integers(0, 9)) == 0:
             vhost["include_request_attempt_count"] = True
+        vhost |= draw(_edits("request", "response"))
         vhosts.append(vhost)
-    body = {"name": name, "virtual_hosts": vhosts, "ignore_port_in_host_matching": draw(st.booleans())}
+    more: dict[str, Any] = draw(_edits("request", "response"))
+    specific = draw(st.booleans())
+    if more and specific:
+        more["most_specific_header_mutations_wins"] = True
+    body = {**more, "name": name, "virtual_hosts": vhosts, "ignore_port_in_host_matching": draw(st.booleans())}
     return envoy.from_dict("RouteConfiguration", body)
 
 
@@ -204,6 +307,8 @@ def _listener(name: str, port: int, routes: str) -> Any:
     manager.path_with_escaped_slashes_action = envoy.HttpConnectionManager.KEEP_UNCHANGED
     manager.proxy_100_continue = True
     manager.use_remote_address.value = False
+    for filter_name, config in (("fault", envoy.HTTPFault()), ("cors", envoy.HttpCors())):
+        manager.http_filters.add(name=f"envoy.filters.http.{filter_name}", typed_config=envoy.pack_any(config))
     manager.http_filters.add(name="envoy.filters.http.router", typed_config=envoy.pack_any(envoy.Router()))
     manager.rds.route_config_name = routes
     manager.rds.config_source.ads.SetInParent()
