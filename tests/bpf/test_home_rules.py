@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nodeagent.abi.numbers import Reason
+from nodeagent.abi.numbers import Counter, Reason
 from nodeagent.rules.model import (
     Abort,
     Delay,
@@ -217,6 +217,18 @@ def test_chunked_requests(setup: Setup, host: str) -> None:
     assert [answer["status"] for answer in answers] == [200] * 4
     bodies = [body for line, _, body in setup.seen() if line.startswith("POST")]
     assert bodies == ["hello" + big + big, "a"]
+
+
+def test_the_kernel_has_the_connection_again_behind_what_home_did(setup: Setup) -> None:
+    setup.ask(*[get("plain")] * 5)  # wires are in stock
+    before, home = setup.node.counter(Counter.KERNEL), setup.node.counter(Counter.HOME)
+    requests: list[Any] = []
+    for upload in ("plain", "headers", "retry", "mirror", "hash"):
+        requests += [{"send": chunked(upload, "hello"), "pause": 0.02}, get("plain")]
+    answers = setup.ask(*requests)
+    assert {answer["status"] for answer in answers[1::2]} == {200}
+    assert setup.node.counter(Counter.KERNEL) - before >= 4, "but for one whose wire was not there"
+    assert setup.node.counter(Counter.HOME) - home <= 6
 
 
 def test_a_bad_chunk_is_refused(setup: Setup) -> None:

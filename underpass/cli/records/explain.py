@@ -133,7 +133,7 @@ def verdict(found: Explanation) -> str:
         return f"the kernel leaves it to the Envoy that is its home peer: {found.reason}"
     if found.status:
         return f"{found.status} from underpass-home: {found.reason}"
-    return f"the kernel leaves it to underpass-home, which forwards it: {found.reason}"
+    return f"the kernel leaves it to underpass-home, which serves it: {found.reason}"
 
 
 def lines(question: Question, found: Explanation) -> Iterator[tuple[str, str]]:

@@ -51,7 +51,7 @@ def test_timers_come_in_order_and_can_be_cancelled() -> None:
 
 def test_cancelled_timers_do_not_pile_up() -> None:
     """Requests with a timeout of an hour cancel it after a millisecond."""
-    loop, seen = Loop(), []
+    loop, seen = Loop(), list[int]()
     kept = [loop.call_later(0.02, partial(seen.append, number)) for number in range(3)]
     for _ in range(50_000):
         loop.call_later(3600, lambda: seen.append(-1)).cancel()
