@@ -17,7 +17,7 @@ from nodeagent.bpf.abc import Kernel, Map
 from nodeagent.bpf.errors import BpfError
 from nodeagent.core.libcore import Core, HeadReader, RouteProgram
 from nodeagent.errors import RuleError
-from nodeagent.rules.model import Rule
+from nodeagent.rules.model import Retry, Rule
 from nodeagent.rules.text import decode
 
 MAPS = ("tables", "vhosts", "programs", "clusters", "endpoints", "endpoint_stats", "home_rules")
@@ -38,7 +38,8 @@ class Decision:
     reason: 0, or why it cannot be forwarded; domain: the virtual host's key; program, route_index: 0 and -1 for a
     virtual host with one plain route; route, cluster, endpoint: ids, 0 as far as it did not get; address: the
     endpoint's, if `endpoint` is set; punt: the `up_reason` for which the kernel leaves the request to home though home
-    can serve it; rule: what home has to do then, before and after it chooses an endpoint of `cluster`.
+    can serve it; rule: what home has to do then, before and after it chooses an endpoint of `cluster`; retry: of a
+    plain route, when to try another endpoint.
     """
 
     reason: int
@@ -51,6 +52,7 @@ class Decision:
     address: Endpoint | None = None
     punt: int = 0
     rule: Rule | None = None
+    retry: Retry | None = None
 
 
 class Decider:
@@ -106,7 +108,9 @@ class Decider:
         if not cluster:
             return Decision(Reason.NO_CLUSTER, domain, program, index, route)
         reason, endpoint, address = self.endpoint(cluster)
-        return Decision(reason, domain, program, index, route, cluster, endpoint, address)
+        rule = self._rule(named) if named else None
+        retry = None if rule is None else rule.retry
+        return Decision(reason, domain, program, index, route, cluster, endpoint, address, retry=retry)
 
     def weights(self, cluster: int) -> tuple[tuple[int, int], ...]:
         """(endpoint id, weight) of the cluster, in the order of their first slot."""

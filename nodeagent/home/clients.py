@@ -41,7 +41,7 @@ from nodeagent.home.mirrors import Mirrors
 from nodeagent.home.pipes import HIGH, WORTH, Outlet
 from nodeagent.home.pods import Pods, start_connect
 from nodeagent.home.relay import Relay, refusal
-from nodeagent.home.requests import exchanges
+from nodeagent.home.requests import elsewhere, exchanges
 from nodeagent.home.upstreams import RESET, Pair
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ class Clients:
             framing,
             self._core.reason_name,
             exchanges(self._reader, framing, self._chooser, address_text(client.key[:16])),
+            elsewhere(self._decider),
         )
         return client.relay
 

@@ -30,6 +30,8 @@ from nodeagent.home.exchange import State as ExchangeState
 
 Begin = Callable[[bytes, ParsedHead, bool, Chosen], Exchange]
 """Makes the exchange of a request whose route has a rule: head, what it says, whether its body is chunked, decision."""
+Elsewhere = Callable[[Chosen, list[int]], Chosen | None]
+"""Another endpoint for a decision, when no connection to those in the list could be had; None: there shall be none."""
 
 
 class State(enum.Enum):
@@ -94,8 +96,8 @@ class Relay:
     """The conversation on one home connection.
 
     parse reads a head from the beginning of some bytes; decide decides for the head parsed last; framing follows this
-    connection's responses; name gives an `up_reason`'s label; begin makes exchanges for routes that have rules. Each
-    method takes one happening and returns commands.
+    connection's responses; name gives an `up_reason`'s label; begin makes exchanges for routes that have rules;
+    elsewhere finds another endpoint. Each method takes one happening and returns commands.
     """
 
     def __init__(
@@ -105,8 +107,11 @@ class Relay:
         framing: Framing,
         name: Callable[[int], str],
         begin: Begin | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._parse, self._decide, self._framing, self._name, self._begin = parse, decide, framing, name, begin
+        self._elsewhere = elsewhere
+        self._tried: list[int] = []
         self.state = State.HEAD
         self.received = 0
         self.sent = 0
@@ -262,6 +267,7 @@ class Relay:
                 return [count, *self._bad_body()]
             return [count, *self._exchange.body(own, self._body.over), *self._ruled(self._exchange.begin())]
         self._decision = decision
+        self._tried.clear()
         self.state = State.OPENING
         if self._body.bad:
             return [count, *self._bad_body()]
@@ -372,6 +378,14 @@ class Relay:
         if self._exchange is not None:
             return self._ruled(self._exchange.failed(name))
         assert self._head is not None
+        assert self._decision is not None
+        other = None
+        if self._elsewhere is not None:
+            self._tried.append(self._decision.endpoint)
+            other = self._elsewhere(self._decision, self._tried)
+        if other is not None:  # nothing of the request was sent yet
+            self._decision = other
+            return [Open(other, True)]
         close = bool(self._head.flags & (_FLAG_CLOSE | _FLAG_EXPECT))
         return self._answer_locally(503, name, close, self._head)
 

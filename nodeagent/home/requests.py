@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+from nodeagent.core.decide import Decider, Decision
 from nodeagent.core.libcore import FLAG_CLOSE, HeadReader
 from nodeagent.home.choice import Chooser
 from nodeagent.home.commands import Chosen, Framing, ParsedHead
 from nodeagent.home.exchange import Exchange, Request
-from nodeagent.home.relay import Begin
+from nodeagent.home.relay import Begin, Elsewhere
 
 
 def request_of(reader: HeadReader, judged: bytes, head: ParsedHead, chunked: bool, source: bytes = b"") -> Request:
@@ -24,6 +26,19 @@ def request_of(reader: HeadReader, judged: bytes, head: ParsedHead, chunked: boo
         close=bool(head.flags & FLAG_CLOSE),
         source=source,
     )
+
+
+def elsewhere(decider: Decider) -> Elsewhere:
+    """Where a plain request goes that finds no connection: as its route's retry policy says."""
+
+    def find(decision: Chosen, tried: list[int]) -> Chosen | None:
+        retry = decision.retry if isinstance(decision, Decision) else None
+        if retry is None or "connect-failure" not in retry.on or len(tried) > retry.attempts:
+            return None
+        chosen = decider.choose(decision.cluster, frozenset(tried), retry.avoid)
+        return None if chosen.reason else replace(chosen, route=decision.route, retry=retry)
+
+    return find
 
 
 def exchanges(reader: HeadReader, framing: Framing, chooser: Chooser, source: str) -> Begin:

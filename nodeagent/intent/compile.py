@@ -219,7 +219,7 @@ class _Writer:
             reason=n.REASON_LABELS[f.reason(found)] if found else "",
             features=found,
             source=route.route.source,
-            rule=rule if found and where is Where.HOME else NO_RULE,
+            rule=homerules.kept(rule, found, where),
         )
 
     def _tcp_info(self, view: _View, service: TcpService) -> RouteInfo:
@@ -372,9 +372,10 @@ class _Writer:
             if cluster is None:
                 return Action(route=number, kind=ActionKind.PUNT, reason=Reason.CAPACITY)
             to.append(Weight(total, cluster))
+        rule = self._rule(view, info) if info.rule != NO_RULE else 0
         if info.where is Where.KERNEL:
-            return Action(route=number, kind=ActionKind.CLUSTERS, n=len(to), total=total, to=tuple(to))
-        rule = self._rule(view, info)
+            # What of these requests still comes to home (a stock was empty, say) is tried elsewhere if it has to be.
+            return Action(number, ActionKind.CLUSTERS, 0, len(to), 0, total, tuple(to), rule)
         if not rule:
             return Action(route=number, kind=ActionKind.PUNT, reason=Reason.CAPACITY)
         # The kernel does not look at the destinations of a punt; home chooses among them as the kernel would.

@@ -9,7 +9,8 @@ from typing import Final
 
 from nodeagent.abi import numbers as n
 from nodeagent.abi.records import HomeRule
-from nodeagent.rules.model import Destination, Hashed, Mirror, Rule
+from nodeagent.intent.model import Where
+from nodeagent.rules.model import NO_RULE, Destination, Hashed, Mirror, Rule
 from nodeagent.rules.text import encode, key_of
 
 #: The longest number of a cluster, for judging a rule's length before its clusters have numbers.
@@ -21,6 +22,13 @@ def problem(rule: Rule) -> str:
     """Why a rule does not fit into the map, or nothing."""
     size = len(encode(numbered(rule, lambda _: _ANY_NUMBER)))
     return f"its rule has {size} bytes, home's map holds {n.RULE_TEXT}" if size > n.RULE_TEXT else ""
+
+
+def kept(rule: Rule, features: tuple[str, ...], where: Where) -> Rule:
+    """What of a route's rule home has to know: all of one that is home's, of a kernel's route how to try again."""
+    if not features:
+        return Rule(retry=rule.retry) if rule.retry is not None and rule.retry.attempts else NO_RULE
+    return rule if where is Where.HOME else NO_RULE
 
 
 def numbered(rule: Rule, number: Callable[[str], int]) -> Rule:

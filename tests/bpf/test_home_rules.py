@@ -77,6 +77,8 @@ class Setup:
         node.cluster(5, 1, 2)
         rule = Rule(hash_on=(HashOn(HashSource.HEADER, "x-user"),), hashed=(Hashed(number=5),))
         node.route("hash", 53, (1, 5), reason=Reason.ROUTE_HASH, rule=rule)
+        node.route("lame-plain", 54, (1, 3), rule=Rule(retry=Retry(("connect-failure",), 2, avoid=5)))
+        node.route("dead-plain", 55, (1, 4), rule=Rule(retry=Retry(("connect-failure",), 2, avoid=5)))
         node.enroll(self.client, 1)
         node.start_home()
 
@@ -192,6 +194,14 @@ def test_a_key_stays_with_its_endpoint(setup: Setup) -> None:
     assert by_server[0] | by_server[1] == set(users)
     assert not by_server[0] & by_server[1]
     assert all(by_server), "ten users are on both"
+
+
+def test_a_kernels_route_is_tried_elsewhere_when_it_comes_to_home(setup: Setup) -> None:
+    """Istio's default policy does not take a route out of the kernel, and is kept where the kernel left a request."""
+    answers = setup.ask(*[post("lame-plain", "body")] * 10, get("dead-plain"))
+    assert [answer["status"] for answer in answers] == [200] * 10 + [503]
+    assert answers[-1]["headers"]["x-underpass-reason"] == "connect-failed"
+    assert [body for _, _, body in setup.seen()] == ["body"] * 10
 
 
 def test_a_mirror_gets_what_the_endpoint_gets(setup: Setup) -> None:

@@ -17,7 +17,7 @@ from nodeagent.cache.store import Resources
 from nodeagent.intent.compile import Compiler
 from nodeagent.intent.model import Intent, RouteInfo, Table, Where
 from nodeagent.rules.model import DirectReply, Mirror, Rule
-from nodeagent.rules.text import decode
+from nodeagent.rules.text import decode, encode, key_of
 from tests.support.resources import Load, from_yaml
 from tests.unit.nodeagent.intent.test_compile import GOLDEN
 from underpass.api import envoy
@@ -81,7 +81,8 @@ def test_istios_default_retries_alone_stay_in_the_kernel(base: Resources) -> Non
     intent = compiled(base, {"route": {"cluster": "a", "timeout": "0s", "retry_policy": default}})
     info, action = the_route(intent)
     assert (info.where, action.kind) == (Where.KERNEL, ActionKind.CLUSTERS)
-    assert not intent.entries[Table.RULES]
+    (alone,) = the_rules(intent)
+    assert (alone, action.rule) == (Rule(retry=alone.retry), key_of(encode(alone)))
     other = compiled(base, {"route": {"cluster": "a", "timeout": "1s", "retry_policy": default}})
     (rule,) = the_rules(other)
     assert rule.retry is not None, "but who goes through home anyway has them"
