@@ -17,7 +17,7 @@ from controlplane.sources.documents import parse
 from controlplane.sources.ingest import State, ingest
 from controlplane.sources.snapshot import File, Snapshot
 from controlplane.sources.support import FieldUse, fields
-from controlplane.translate import Prepared, Resources, prepare, translate
+from controlplane.translate import Prepared, Resources, prepare, remarked, translate
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def analyze(
         if isinstance(item, Config)
     )
     ordered = tuple(sorted(objects, key=lambda item: (item.file, item.line)))
-    return Analysis(done.verdicts, ordered, done.mesh, clients(done.mesh), prepare(done.mesh))
+    return Analysis(remarked(done.verdicts, done.mesh), ordered, done.mesh, clients(done.mesh), prepare(done.mesh))
 
 
 def clients(mesh: Mesh) -> tuple[Node, ...]:
@@ -102,6 +102,7 @@ def clients(mesh: Mesh) -> tuple[Node, ...]:
             domain=f"{namespace}.svc.{mesh.domain}",
             labels=labels,
             service_account=account,
+            kernel=True,
         )
         for (namespace, labels, account), (name, ips) in sorted(kinds.items())
     )

@@ -39,7 +39,7 @@ from controlplane.model.verdict import Verdict
 from controlplane.settings import Address, Settings, Tls, parse
 from controlplane.sources.files import Directory, DirectoryError, Snapshot, Stamp
 from controlplane.sources.ingest import Ingested, State, ingest
-from controlplane.translate import Prepared, prepare
+from controlplane.translate import Prepared, prepare, remarked
 from controlplane.views import Views
 from controlplane.xds.metrics import XdsMetrics
 from controlplane.xds.server import CHANNEL_OPTIONS, XdsServer
@@ -259,7 +259,7 @@ class ControlPlane:
         self._cost = time.monotonic() - born
         self._stamps = _stamps(snapshot)
         self._state = taken.state
-        self._report(taken.verdicts)
+        self._report(remarked(taken.verdicts, taken.mesh))
         self.debug.rolled_back_to = ""
         self.debug.history.record(taken.state.objects(), time.time(), "edit")
         await self._publish(prepared, born)

@@ -71,6 +71,7 @@ def build(
         destination_rules=tuple(by_kind["DestinationRule"]),
         gateways=(*by_kind["Gateway"], *combined.gateways),
         sidecars=tuple(by_kind["Sidecar"]),
+        envoy_filters=tuple(by_kind["EnvoyFilter"]),
         peer_authentications=tuple(by_kind["PeerAuthentication"]),
         authorization_policies=tuple(by_kind["AuthorizationPolicy"]),
         request_authentications=tuple(by_kind["RequestAuthentication"]),

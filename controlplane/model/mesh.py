@@ -230,6 +230,7 @@ class Mesh:
     destination_rules: tuple[Config, ...] = ()
     gateways: tuple[Config, ...] = ()
     sidecars: tuple[Config, ...] = ()
+    envoy_filters: tuple[Config, ...] = ()
     peer_authentications: tuple[Config, ...] = ()
     authorization_policies: tuple[Config, ...] = ()
     request_authentications: tuple[Config, ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from controlplane.model.labels import Labels, freeze
 
@@ -19,6 +19,10 @@ Interception = Literal["REDIRECT", "TPROXY", "NONE"]
 
 _NODE_TYPES: frozenset[str] = frozenset(get_args(NodeType))
 _INTERCEPTIONS: frozenset[str] = frozenset(get_args(Interception))
+
+
+#: How agents of the kernel's programs call themselves.
+AGENT: Final = "underpass-agent"
 
 
 class NodeError(ValueError):
@@ -48,6 +52,10 @@ class Node:
     #: that needs a certificate may be sent to it.
     mesh_certificates: bool = True
     locality: tuple[str, str, str] = ("", "", "")
+    #: An agent of the kernel's programs, which no EnvoyFilter is for.
+    kernel: bool = False
+    #: What the proxy says its version is (``ISTIO_VERSION``).
+    version: str = ""
 
     @property
     def view(self) -> tuple[object, ...]:
@@ -64,6 +72,8 @@ class Node:
             self.interception,
             self.mesh_certificates,
             self.locality,
+            self.kernel,
+            self.version,
         )
 
 
@@ -129,4 +139,6 @@ def parse_node(
         interception=mode if mode in _INTERCEPTIONS else "REDIRECT",  # type: ignore[arg-type]  # checked
         mesh_certificates=istio_proxy or user_agent != "envoy",
         locality=locality,
+        kernel=user_agent == AGENT,
+        version=_text(metadata, "ISTIO_VERSION"),
     )

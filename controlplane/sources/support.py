@@ -27,6 +27,7 @@ UNSUPPORTED: Final[dict[tuple[str, str], str]] = {
     ("DestinationRule", "trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes"): "only 5xx and gateway errors "
     "count as errors",
     ("DestinationRule", "trafficPolicy.outlierDetection.consecutiveErrors"): "deprecated; use consecutive5xxErrors",
+    ("EnvoyFilter", "configPatches.patch.filterClass"): "name the filter to insert before",
     ("ServiceEntry", "endpoints.network"): "there is one network",
     ("WorkloadEntry", "network"): "there is one network",
     ("Gateway", "servers.tls.credentialName"): f"{_NO_SECRETS}: this server is not configured",
@@ -43,6 +44,12 @@ UNSUPPORTED: Final[dict[tuple[str, str], str]] = {
 
 #: Values, not fields, that have no effect: (kind, path, value) -> reason.
 VALUES: Final[dict[tuple[str, str, str], str]] = {
+    ("EnvoyFilter", "configPatches.applyTo", "BOOTSTRAP"): "a proxy's bootstrap is not this control plane's",
+    (
+        "EnvoyFilter",
+        "configPatches.applyTo",
+        "EXTENSION_CONFIG",
+    ): "nothing is discovered by itself; give it where it is used",
     ("Gateway", "servers.tls.mode", "ISTIO_MUTUAL"): f"{_NO_SECRETS}: this server is not configured",
     ("Gateway", "servers.tls.mode", "AUTO_PASSTHROUGH"): "routes by VirtualService tls rules only",
     ("ServiceEntry", "resolution", "DYNAMIC_DNS"): "connections go where they were going; names are not resolved",

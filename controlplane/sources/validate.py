@@ -14,6 +14,7 @@ from controlplane.model.objects import Config
 from controlplane.model.verdict import Note
 from controlplane.sources.findings import Findings
 from controlplane.sources.validate_destination import destination_rule
+from controlplane.sources.validate_patches import envoy_filter
 from controlplane.sources.validate_registry import service_entry, workload_entry
 from controlplane.sources.validate_scope import (
     authorization_policy,
@@ -33,6 +34,7 @@ _CHECKS: Final[Mapping[str, Callable[[Config, Findings], None]]] = {
     "Sidecar": sidecar,
     "AuthorizationPolicy": authorization_policy,
     "PeerAuthentication": peer_authentication,
+    "EnvoyFilter": envoy_filter,
     "RequestAuthentication": request_authentication,
 }
 

@@ -15,6 +15,7 @@ there is a ClusterLoadAssignment in EDS, possibly empty; an RDS name that a list
 """
 
 from controlplane.translate.engine import Prepared, parts, prepare, resource_for, translate
+from controlplane.translate.patches import remarked
 from controlplane.translate.resources import Message, Resources
 
-__all__ = ["Message", "Prepared", "Resources", "parts", "prepare", "resource_for", "translate"]
+__all__ = ["Message", "Prepared", "Resources", "parts", "prepare", "remarked", "resource_for", "translate"]

@@ -16,6 +16,7 @@ from controlplane.translate import (
     inbound,
     names,
     outbound,
+    patches,
     tokens,
     virtual_hosts,
     waypoint,
@@ -43,6 +44,7 @@ class Prepared:
         self._scopes: dict[ScopeKey, Scope] = {}
         self._outbound: dict[ScopeKey, dict[str, dict[str, Message]]] = {}
         self._ambient: Resources | None = None
+        self._patched: dict[tuple[object, ...], Resources] = {}
         self._own: dict[tuple[object, ...], tuple[object, Resources]] = {}
         alike = previous is not None and _inbound_settings(previous.mesh) == _inbound_settings(mesh)
         self._own_before = previous._own if previous is not None and alike else {}
@@ -101,6 +103,30 @@ class Prepared:
         self._own[node.view] = found
         return found[1]
 
+    def patched(self, node: Node, scope: Scope, shared: Resources, own: Resources) -> tuple[Resources, Resources]:
+        """Return both parts with the client's EnvoyFilters applied."""
+        found = patches.chosen(self.mesh, node.type, node.namespace, scope.key.labels, node.version)
+        if found:
+            key = (scope.key, node.version)
+            if key not in self._patched:
+                more: dict[str, dict[str, Message]] = {url: dict(table) for url, table in shared.items()}
+                for url, message in patches.added(found, node.type):
+                    more.setdefault(url, {}).setdefault(message.name, message)
+                self._patched[key] = self._settled(patches.apply(more, found, node.type), shared)
+            shared = self._patched[key]
+        mine = patches.chosen(self.mesh, node.type, node.namespace, node.labels, node.version) if own else ()
+        return shared, self._settled(patches.apply(own, mine, node.type), own) if mine else own
+
+    def _settled(self, made: Resources, before: Resources) -> Resources:
+        """What was patched keeps its identity from generation to generation; the rest has it already."""
+        return {
+            url: {
+                name: item if item is before.get(url, {}).get(name) else _same(self.memo, item)
+                for name, item in table.items()
+            }
+            for url, table in made.items()
+        }
+
 
 def _inbound_settings(mesh: Mesh) -> tuple[object, ...]:
     """What every inbound listener depends on, besides the workload and the services that lead to it."""
@@ -149,10 +175,13 @@ def parts(prepared: Prepared, node: Node) -> tuple[Resources, Resources]:
     if node.type == "ztunnel":
         return prepared.ambient(), {}
     scope = prepared.scope(node)
-    shared = prepared.outbound(scope)
-    if node.type != "sidecar" or node.generator == "grpc" or node.interception == "NONE":
-        return shared, {}
-    return shared, prepared.own(node, scope)
+    shared: Resources = prepared.outbound(scope)
+    own: Resources = {}
+    if node.type == "sidecar" and node.generator != "grpc" and node.interception != "NONE":
+        own = prepared.own(node, scope)
+    if prepared.mesh.envoy_filters and not node.kernel and node.generator != "grpc":
+        return prepared.patched(node, scope, shared, own)
+    return shared, own
 
 
 def resource_for(prepared: Prepared, node: Node, type_url: str, name: str) -> Message | None:

@@ -25,6 +25,7 @@ KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "WorkloadEntry": ("networking.istio.io", "istio.networking.v1alpha3.WorkloadEntry"),
     "Gateway": ("networking.istio.io", "istio.networking.v1alpha3.Gateway"),
     "Sidecar": ("networking.istio.io", "istio.networking.v1alpha3.Sidecar"),
+    "EnvoyFilter": ("networking.istio.io", "istio.networking.v1alpha3.EnvoyFilter"),
     "AuthorizationPolicy": ("security.istio.io", "istio.security.v1beta1.AuthorizationPolicy"),
     "PeerAuthentication": ("security.istio.io", "istio.security.v1beta1.PeerAuthentication"),
     "RequestAuthentication": ("security.istio.io", "istio.security.v1beta1.RequestAuthentication"),
