@@ -1,8 +1,9 @@
 """A server that notes what it was asked and misbehaves by path: `python odd_server.py PORT LOG`.
 
 One line of JSON a request: [request line, {header: value}, body]. /reset: a reset instead of an answer; /half: an
-answer that is cut short; /fail-N: 503 to the first N requests of that path, 200 after; /slow: nothing for 5 s; /refuse:
-503 at once, before a body is read; anything else: 200 and the number of the request.
+answer that is cut short; /stall: the same, and 5 s of silence; /fail-N: 503 to the first N requests of that path, 200
+after; /slow: nothing for 5 s; /refuse: 503 at once, before a body is read; anything else: 200 and the number of the
+request.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ def serve(sock: socket.socket, log: Path) -> None:
             if path == "/half":
                 sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
                 return
+            if path == "/stall":
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+                time.sleep(5)
             if path == "/slow":
                 time.sleep(5)
             if path == "/refuse" or (wanted is not None and failed <= int(wanted[1])):
