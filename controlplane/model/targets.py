@@ -18,7 +18,8 @@ def target_refs(policy: Config) -> list[tuple[str, Any]]:
     """A policy's targets with their field paths; the older singular field counts too."""
     spec = policy.spec
     listed = [(f"targetRefs[{index}]", target) for index, target in enumerate(spec.target_refs)]
-    return [*listed, *([("targetRef", spec.target_ref)] if spec.HasField("target_ref") else [])]
+    older = "target_ref" in spec.DESCRIPTOR.fields_by_name and spec.HasField("target_ref")
+    return [*listed, *([("targetRef", spec.target_ref)] if older else [])]
 
 
 def review(mesh: Mesh, objects: Mapping[Key, Object]) -> Iterator[tuple[Key, Note]]:
@@ -32,7 +33,11 @@ def review(mesh: Mesh, objects: Mapping[Key, Object]) -> Iterator[tuple[Key, Not
         for service in mesh.services
         if (service.namespace, service.hostname) in bound
     }
-    policies: Iterable[Config] = (*mesh.authorization_policies, *mesh.request_authentications)
+    policies: Iterable[Config] = (
+        *mesh.authorization_policies,
+        *mesh.request_authentications,
+        *mesh.envoy_filters,
+    )
     for policy in policies:
         space = policy.meta.key.namespace
         for path, target in target_refs(policy):
@@ -44,7 +49,7 @@ def review(mesh: Mesh, objects: Mapping[Key, Object]) -> Iterator[tuple[Key, Not
             elif name in known and target.kind != "Gateway" and name not in served:
                 text = f"{target.kind} {space}/{target.name} is bound to no waypoint: nobody enforces the policy"
                 yield policy.meta.key, Note(policy.line(path), "no-waypoint", text)
-            elif name in served or name in ways:
+            elif (name in served or name in ways) and policy.meta.key.kind != "EnvoyFilter":
                 text = "enforced at the waypoint; sidecars and workloads of underpass-agent do not go through it"
                 yield policy.meta.key, Note(policy.line(path), "waypoint-only", text)
             elif name not in known:

@@ -38,10 +38,11 @@ _MATCHES: Final = {
 def envoy_filter(config: Config, out: Findings) -> None:
     """Check an EnvoyFilter."""
     spec = config.spec
-    if spec.target_refs:
-        targets(config, out)
-    if spec.target_refs and spec.HasField("workload_selector"):
-        out.error("conflicting-settings", "workloadSelector and targetRefs exclude each other")
+    targets(config, out)
+    for index, target in enumerate(spec.target_refs):
+        if target.kind not in ("Gateway", "GatewayClass"):
+            text = f"a waypoint is patched as a whole: name its Gateway, not a {target.kind} behind it"
+            out.error("unsupported-target", text, f"targetRefs[{index}]")
     out.note("envoys-only", "for Envoys of this control plane; workloads of underpass-agent get the rules without it")
     if not spec.config_patches:
         out.note("no-effect", "no configPatches")

@@ -27,9 +27,11 @@ def targets(config: Config, out: Findings) -> bool:
     """Check ``selector`` and ``targetRefs`` of a policy; tells whether it has targets."""
     spec = config.spec
     listed = target_refs(config)
-    if listed and spec.HasField("selector"):
-        out.error("conflicting-settings", "selector and targetRefs exclude each other")
-    if spec.HasField("target_ref") and spec.target_refs:
+    for name in ("selector", "workload_selector"):
+        if listed and name in spec.DESCRIPTOR.fields_by_name and spec.HasField(name):
+            field = spec.DESCRIPTOR.fields_by_name[name].json_name
+            out.error("conflicting-settings", f"{field} and targetRefs exclude each other")
+    if len(listed) > len(spec.target_refs) and spec.target_refs:
         out.error("conflicting-settings", "targetRef and targetRefs exclude each other")
     if len(listed) > _MOST_TARGETS:
         out.error("bad-target", f"{len(listed)} targets; {_MOST_TARGETS} are allowed", "targetRefs")

@@ -13,7 +13,7 @@ from controlplane.translate.names import CLUSTER, LISTENER
 from controlplane.translate.patch_listeners import port_of
 from controlplane.translate.patch_merge import merge
 from controlplane.translate.patch_parts import Patch, edit
-from tests.support.mesh import read, resources
+from tests.support.mesh import read, resources, waypoint
 from underpass.api import envoy
 
 HEAD = "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: f, namespace: default}\nspec:\n"
@@ -130,6 +130,42 @@ def test_who_is_meant() -> None:
     assert timeout(versions, node(ISTIO_VERSION="2.28.0")) == 10
     inbound = text.replace("CLUSTER, ", "CLUSTER, match: {context: SIDECAR_INBOUND}, ")
     assert timeout(inbound, node()) == 10
+
+
+def test_targets() -> None:
+    gateway = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: way, namespace: default}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+"""
+    bound = SERVICE.replace("name: web,", "name: web, labels: {istio.io/use-waypoint: way},")
+    target = "  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: %s}]\n"
+    vip = "inbound-vip|80|http|web.default.svc.cluster.local"
+    for name, wanted in (("way", 3), ("other", 10)):
+        mesh = read(gateway + bound + HEAD + target % name + MERGE).mesh
+        served: Any = resources(mesh, waypoint("way"))[CLUSTER]
+        assert served[vip].connect_timeout.seconds == wanted
+        sidecars: Any = resources(mesh, node())[CLUSTER]
+        assert sidecars[NAME].connect_timeout.seconds == 10
+
+
+@pytest.mark.parametrize(
+    ("spec", "code"),
+    [
+        ("{targetRefs: [{kind: Service, name: a}]}", "unsupported-target"),
+        (
+            "{workloadSelector: {}, targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: a}]}",
+            "conflicting-settings",
+        ),
+    ],
+)
+def test_targets_that_are_refused(spec: str, code: str) -> None:
+    (document,) = parse("f.yaml", f"{HEAD}  {spec}\n")
+    made = convert(document)
+    assert isinstance(made, Rejected)
+    assert made.code == code
 
 
 def test_order() -> None:
