@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +242,29 @@ def test_the_kernel_has_the_connection_again_behind_what_home_did(setup: Setup) 
     assert {answer["status"] for answer in answers[1::2]} == {200}
     assert setup.node.counter(Counter.KERNEL) - before >= 4, "but for one whose wire was not there"
     assert setup.node.counter(Counter.HOME) - home <= 6
+
+
+def test_bodies_come_through_whole(setup: Setup) -> None:
+    """Sizes, framings and cuts at random, both ways, many requests of one connection."""
+    chance = random.Random(13)
+    requests: list[Any] = []
+    expected = []
+    for _ in range(60):
+        host = chance.choice(("plain", "timeout", "retry", "mirror", "hash", "headers"))
+        body = chance.randbytes(chance.choice((0, 1, 1000, 65_536, 70_000, 400_000))).hex()
+        back, piece = chance.choice((0, 100, 70_000, 300_000)), chance.choice((0, 1000, 100_000))
+        path = f"/old/sum-{back}-{piece}" if host == "headers" else f"/sum-{back}-{piece}"
+        if chance.random() < 0.5:
+            cuts = sorted(chance.sample(range(len(body)), min(5, len(body))))
+            chunks = [body[a:b] for a, b in pairwise((0, *cuts, len(body))) if a < b]
+            whole = "".join(chunked(host, *chunks, path=path))
+        else:
+            whole = post(host, body, path)
+        at = chance.randrange(1, len(whole))
+        requests.append({"send": [whole[:at], whole[at:]], "pause": 0.002})
+        expected.append((200, hashlib.sha256(body.encode()).hexdigest(), 64 + back))
+    answers = setup.ask(*requests, timeout=60)
+    assert [(a["status"], a["body"][:64], len(a["body"])) for a in answers] == expected
 
 
 def test_a_bad_chunk_is_refused(setup: Setup) -> None:

@@ -2,12 +2,13 @@
 
 One line of JSON a request: [request line, {header: value}, body]. /reset: a reset instead of an answer; /half: an
 answer that is cut short; /stall: the same, and 5 s of silence; /fail-N: 503 to the first N requests of that path, 200
-after; /slow: nothing for 5 s; /refuse: 503 at once, before a body is read; anything else: 200 and the number of the
-request.
+after; /sum-N-C: the hash of the body and N bytes more, in chunks of C bytes (0: in one piece); /slow: nothing for 5 s;
+/refuse: 503 at once, before a body is read; anything else: 200 and the number of the request.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import socket
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 _RESET = struct.pack("ii", 1, 0)
+_SHOWN = 200_000
 _failures: dict[str, int] = {}
 _count = 0
 _lock = threading.Lock()
@@ -33,6 +35,16 @@ def read_body(stream: Any, headers: dict[str, str]) -> bytes:
         assert stream.readline() == b"\r\n"
         return body
     return bytes(stream.read(int(headers.get("content-length", "0"))))
+
+
+def summed(body: bytes, size: int, chunk: int) -> bytes:
+    """The body's hash and so many bytes more, in chunks of a size, or in one piece."""
+    data = hashlib.sha256(body).hexdigest().encode() + b"z" * size
+    if not chunk:
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data) + data
+    parts = [data[at : at + chunk] for at in range(0, len(data), chunk)]
+    framed = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + framed + b"0\r\n\r\n"
 
 
 def serve(sock: socket.socket, log: Path) -> None:
@@ -52,8 +64,13 @@ def serve(sock: socket.socket, log: Path) -> None:
                 number = _count
                 failed = _failures[path] = _failures.get(path, 0) + 1
                 with log.open("a") as out:
-                    out.write(json.dumps([line.decode("latin-1").strip(), headers, body.decode("latin-1")]) + "\n")
+                    shown = body[:_SHOWN].decode("latin-1")
+                    out.write(json.dumps([line.decode("latin-1").strip(), headers, shown]) + "\n")
             status, text_ = "200 OK", f"{number}"
+            sized = re.search(r"sum-(\d+)-(\d+)", path)
+            if sized is not None:
+                sock.sendall(summed(body, int(sized[1]), int(sized[2])))
+                continue
             wanted = re.search(r"/fail-(\d+)", path)
             if path == "/reset":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
