@@ -21,6 +21,8 @@ from underpass.equivalence.outcome import Judged, Kind, Outcome, Request, Result
 from underpass.equivalence.subjects import Subject, Subjects
 from underpass.equivalence.traffic import traffic
 
+#: What a request gets whose cluster does not exist; where the route says otherwise the table is not asked for a split.
+_MISSING = 503
 #: Tables of one Envoy.
 BATCH = 100
 #: Punts for which Envoy is not asked: it would answer late, or more than once.
@@ -205,6 +207,13 @@ def _askable(request: Request, native: Outcome) -> bool:
     return native.kind is not Kind.PUNT or native.home is not None or native.reason not in _SLOW
 
 
+def _drawn(outcome: Outcome) -> str | None:
+    """The cluster that was drawn, empty for one that does not exist; None: none was."""
+    if outcome.kind is Kind.FORWARD:
+        return outcome.cluster
+    return "" if outcome.kind is Kind.REPLY and outcome.status == _MISSING else None
+
+
 def _splits(
     subject: Subject,
     index: int,
@@ -231,10 +240,11 @@ def _splits(
         if shares_of is None or len(places) < 50:
             continue
         drawn = {
-            "the core": Counter(native[at].cluster for at in places),
-            "Envoy": Counter(answers[index, at].cluster for at in places if (index, at) in answers),
+            "the core": [native[at].home or native[at] for at in places],
+            "Envoy": [answers[index, at] for at in places if (index, at) in answers],
         }
-        for who, counts in drawn.items():
+        for who, outcomes in drawn.items():
+            counts = Counter(name for outcome in outcomes if (name := _drawn(outcome)) is not None)
             difference = compare.split_difference(shares_of, counts) if counts else ""
             if difference:
                 results.splits.append((subject.name, requests[places[0]].aim, f"{who}: {difference}"))
