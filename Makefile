@@ -37,7 +37,7 @@ demo: setup ## the tour: a mesh on this machine, from YAML to kernel counters, i
 test: setup debs-test ## all tests that this machine can run, tier by tier; says what it skipped and why
 	@$(BIN)/python -m tests.support.run $(ARGS)
 
-bench: setup debs-bench ## measure none, kernel, envoy and haproxy; table and bench/results/latest.json
+bench: setup debs-bench ## measure none, kernel, envoy, haproxy and the control plane; tables and bench/results/*.json
 	@$(BIN)/python -m bench.run $(ARGS)
 
 lint: setup debs-test ## ruff, mypy --strict, import walls, clang-format (C warnings are errors of the build)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import report
+from bench import control_plane, report
 from bench.load import ask
 from bench.machine import BenchError, bpf_spent, bpf_statistics, bpf_times, need
 from bench.report import Decided, Key, Results
@@ -28,7 +28,7 @@ WARM = 1
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    names = [scenario.name for scenario in SCENARIOS]
+    names = [*(scenario.name for scenario in SCENARIOS), control_plane.NAME]
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each scenario (default 5)")
     parser.add_argument("--seconds", type=int, default=3, help="length of one measurement in whole seconds (default 3)")
@@ -185,7 +185,13 @@ def bench(options: argparse.Namespace) -> int:
 def main(argv: Sequence[str] = sys.argv[1:]) -> int:
     """Entry point: 0, or 1 when something could not be measured, or when --check finds a figure that does not hold."""
     try:
-        return bench(arguments(argv))
+        options = arguments(argv)
+        asked, status = set(options.scenario or ()), 0
+        if not asked or asked - {control_plane.NAME}:
+            status = bench(options)
+        if control_plane.NAME in asked or not (asked or options.path):
+            status = max(status, control_plane.bench(control_plane.SIZES, control_plane.ROUNDS))
+        return status
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
