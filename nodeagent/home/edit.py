@@ -163,14 +163,20 @@ def substituted(regex: Regex, text: bytes) -> bytes:
     return (out + subject[end:]).encode("latin-1", "replace")
 
 
-def location(redirect: Redirect, host: bytes, target: bytes, path: bytes) -> bytes:
-    """The `location` of a redirect of a plaintext request (Envoy's `newUri`)."""
-    scheme = redirect.scheme or "http"
+def scheme_of(forwarded_proto: bytes) -> str:
+    """The scheme of a plaintext request, as far as Envoy believes who forwarded it."""
+    return "https" if forwarded_proto.lower() == b"https" else "http"
+
+
+def location(redirect: Redirect, host: bytes, target: bytes, path: bytes, came_by: str = "http") -> bytes:
+    """The `location` of a redirect (Envoy's `newUri`). came_by: the request's scheme."""
+    scheme = redirect.scheme or came_by
     port = f":{redirect.port}".encode() if redirect.port else b""
     where = redirect.host.encode()
     if not where:
         name, colon, number = _split_port(host)
-        drop = bool(port) or (scheme != "http" and number == b"80")
+        usual = b"80" if came_by == "http" else b"443"
+        drop = bool(port) or (scheme != came_by and number == usual)
         where = name if drop else name + colon + number
     there = target
     if redirect.rewrite is not None:

@@ -142,19 +142,19 @@ class Exchange:
         return None
 
     def _undelayed(self) -> list[Command]:
-        rule, request = self._rule, self._request
+        rule = self._rule
         if rule.abort is not None and self._hits(rule.abort.share):
             self._cors = b""  # that filter comes later, and has not seen the request
             answers = rule.redirect is not None or rule.direct is not None  # then nobody changes an abort's headers
             return self._reply(rule.abort.status, [_TEXT], b"fault filter abort", () if answers else None)
         if rule.redirect is not None:
-            where = edit.location(rule.redirect, request.value(b"host"), request.target, request.path)
+            where = self._location(rule.redirect)
             return self._reply(rule.redirect.code, [(b"location", where)], b"")
         if rule.direct is not None:
             status, body = rule.direct.status, rule.direct.body.encode()
             own: list[edit.Line] = [_TEXT] if body else []
             if status == 201 or 300 <= status < 400:  # Envoy says where it is: where the client asked
-                own.append((b"location", edit.location(_SAME, request.value(b"host"), request.target, request.path)))
+                own.append((b"location", self._location(_SAME)))
             return self._reply(status, own, body)
         if not self._decision.cluster:
             return self._refuse(503, self._name(Reason.NO_CLUSTER))
@@ -162,6 +162,11 @@ class Exchange:
         self._make_hash()
         clock: list[Command] = [Arm("timeout", rule.timeout)] if rule.timeout and self._whole else []
         return [*clock, *self._mirrors(), *self._try()]
+
+    def _location(self, redirect: Redirect) -> bytes:
+        request = self._request
+        scheme = edit.scheme_of(request.value(b"x-forwarded-proto"))
+        return edit.location(redirect, request.value(b"host"), request.target, request.path, scheme)
 
     def _make_head(self) -> None:
         request, rule = self._request, self._rule

@@ -213,8 +213,10 @@ def _ways(match: RouteMatch, predicates: _Predicates, features: list[str], regex
         if header.name == ":method":
             methods &= _methods(header, features)
         elif header.name == ":scheme":
-            if not _static(header, "http", features):
+            ways_by_scheme = _scheme(header, predicates, features)
+            if not ways_by_scheme:
                 return 0, []
+            options.append(ways_by_scheme)
         elif header.name == ":path":
             features.append("header :path")
         else:
@@ -277,11 +279,21 @@ def _methods(header: ValueMatch, features: list[str]) -> int:
     return ANY_METHOD if allowed == every else allowed
 
 
-def _static(header: ValueMatch, value: str, features: list[str]) -> bool:
+def _scheme(header: ValueMatch, predicates: _Predicates, features: list[str]) -> list[_Way]:
+    """The ways in which a condition on the scheme can hold; none: it never does.
+
+    The requests that come here are plaintext; Envoy takes one for https all the same when who forwarded it says so.
+    """
     if not _readable(header, True):
         features.append("header-regex")
-        return True
-    return _holds(header, value)
+        return [(0, 0)]
+    plain, secure = _holds(header, "http"), _holds(header, "https")
+    if plain and secure:
+        return [(0, 0)]
+    if not plain and not secure:
+        return []
+    said = predicates.pattern("x-forwarded-proto", Pattern(PatternKind.EXACT, b"https", True))
+    return [(0, said)] if plain else [(said, 0)]
 
 
 def _holds(header: ValueMatch, value: str) -> bool:

@@ -126,6 +126,25 @@ FOUND: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], bytes]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("proto", ["https", "HTTPS", "http", "wss"])
+def test_the_scheme_is_what_a_proxy_in_front_says(cores: Cores, proto: str) -> None:
+    """For matching, and for where a redirect leads (home's)."""
+
+    def by(scheme: str) -> list[dict[str, Any]]:
+        return [{"name": ":scheme", "string_match": {"exact": scheme}}]
+
+    moved = {"match": {"prefix": "/moved"}, "redirect": {"path_redirect": "/x"}}
+    routes = (moved, to("c0", prefix="/", headers=by("https")), to("c1", prefix="/", headers=by("http")))
+    heads = [
+        b"GET %s HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: %s\r\n\r\n" % (p, proto.encode()) for p in (b"/", b"/moved")
+    ]
+    requests = [Request(head, len(head), Sort.PLAIN, "") for head in heads]
+    results = run(subjects([table(*routes)]), Options(), lambda _: requests, cores)
+    assert [item.result for item in results.judged] == [Result.EQUAL, Result.PUNTED], results.judged
+    assert results.judged[0].native.cluster == ("c0" if proto.lower() == "https" else "c1")
+    assert results.judged[1].native.home is not None
+
+
 @pytest.mark.parametrize("name", FOUND)
 def test_found_before(cores: Cores, name: str) -> None:
     routes, domains, data = FOUND[name]

@@ -32,7 +32,7 @@ class Request:
         if name == ":method":
             return self.method
         if name == ":scheme":
-            return "http"
+            return "https" if (self.value("x-forwarded-proto") or "").lower() == "https" else "http"
         return next((v for n, v in self.headers if n.lower() == name), None)
 
 

@@ -76,6 +76,11 @@ _methods = st.builds(
     st.sampled_from(({"exact": "GET"}, {"exact": "POST"}, {"prefix": "P"}, {"safe_regex": {"regex": "GET|PUT"}})),
     st.booleans(),
 )
+_schemes = st.builds(
+    lambda value, invert: {"name": ":scheme", "string_match": value, **({"invert_match": True} if invert else {})},
+    st.sampled_from(({"exact": "http"}, {"exact": "https"}, {"prefix": "http"}, {"suffix": "s"}, {"exact": "x"})),
+    st.booleans(),
+)
 _parameters = st.builds(
     lambda name, condition: {"name": name, **condition},
     st.sampled_from(("q", "a", "long-name")),
@@ -88,7 +93,7 @@ _matches = st.builds(
     lambda path, headers, methods, query: {**path, "headers": [*headers, *methods], "query_parameters": query},
     _path_match(),
     st.lists(_headers, max_size=3),
-    st.lists(_methods, max_size=1),
+    st.one_of(st.lists(_methods, max_size=1), st.lists(_schemes, max_size=1)),
     st.one_of(st.just([]), st.just([]), st.lists(_parameters, min_size=1, max_size=2)),
 )
 _names = st.sampled_from((*CLUSTERS, *CLUSTERS, MISSING[0]))

@@ -20,6 +20,8 @@ ADDED: Final = frozenset(
 #: Headers of the connection, not of the request (RFC 9110 section 7.6.1): the kernel lets them pass, as the client's
 #: connection and the server's are one to it.
 CONNECTION: Final = frozenset({b"connection", b"keep-alive", b"proxy-connection"})
+#: HTTP status -> grpc-status, 2 for all others (gRPC's http-grpc-status-mapping).
+_GRPC: Final = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
 #: How far a share may be off, in standard deviations, before the split is called different.
 SIGMAS: Final = 5.0
 
@@ -67,11 +69,18 @@ def _difference(native: Outcome, envoy: Outcome) -> str:
             return f"the core sends it to {may}, Envoy to {envoy.cluster}"
         return head_difference(native.head, envoy.head) if native.kind is Kind.FORWARD else ""
     if native.kind is Kind.REPLY:
-        if envoy.kind is Kind.REPLY and envoy.status == native.status:
+        if _same_status(native, envoy):
             return ""
     elif "" in native.may and envoy.kind is Kind.REPLY and envoy.status == 503:
         return ""  # Envoy drew the destination that does not exist
     return f"the core {native.text()}, Envoy {envoy.text()}"
+
+
+def _same_status(ours: Outcome, envoy: Outcome) -> bool:
+    """Whether both answer alike; Envoy tells a gRPC client the grpc-status that gRPC itself makes of a status."""
+    if ours.kind is not Kind.REPLY or envoy.kind is not Kind.REPLY:
+        return False
+    return ours.status == envoy.status or envoy.grpc == _GRPC.get(ours.status, 2)
 
 
 def _home_difference(native: Outcome, envoy: Outcome) -> str:
@@ -79,6 +88,8 @@ def _home_difference(native: Outcome, envoy: Outcome) -> str:
     home = native.home
     if home is None:
         return ""
+    if envoy.grpc >= 0 and _same_status(home, envoy):
+        return ""  # the same answer, told to a gRPC client in its own way
     if home.kind is not envoy.kind or (home.kind is Kind.REPLY and home.status != envoy.status):
         if "" in native.may and 503 in (home.status, envoy.status):
             return ""  # one of the two drew the destination that does not exist

@@ -33,8 +33,6 @@ _TIMEOUT: Final = 5.0
 _TIMEOUT_PUNTED: Final = 0.3
 #: Requests of one table that are asked one after another; others of it go over other connections meanwhile.
 _RUN: Final = 16
-#: grpc-status -> the HTTP status that gRPC clients take for it (gRPC's http-grpc-status-mapping).
-_GRPC_STATUS: Final = {12: 404, 14: 503}
 #: Envoy's own limit of file descriptors matters with many tables; more clusters than this are not put to it.
 MAX_CLUSTERS: Final = 2000
 
@@ -229,10 +227,8 @@ class Oracle:
         if answer.cluster >= 0:
             return Outcome(Kind.FORWARD, self.names[answer.cluster], answer.status, head=answer.head, told=answer.told)
         if answer.status:
-            # An answer of Envoy's own to a gRPC client is told as the HTTP status that gRPC reads the same way.
-            status = _GRPC_STATUS.get(answer.grpc, answer.status)
             reason = f"grpc-status {answer.grpc}" if answer.grpc >= 0 else ""
-            return Outcome(Kind.REPLY, status=status, reason=reason, told=answer.told)
+            return Outcome(Kind.REPLY, status=answer.status, reason=reason, grpc=answer.grpc, told=answer.told)
         return Outcome(Kind.NOTHING, reason=answer.why)
 
 

@@ -61,7 +61,7 @@ class Outcome:
     weighted choice could have given ("" stands for one that does not exist). `route`: the key of the route that took
     it. `domain`: the virtual host's domain that it was found by. `told`: headers and body of the response as the client
     gets it, without what is a proxy's own (`echo.told`); empty where nobody looked. `home`: of a PUNT, what
-    underpass-home does then, if it can be told.
+    underpass-home does then, if it can be told. `grpc`: the grpc-status of a REPLY, -1 for none.
     """
 
     kind: Kind
@@ -73,6 +73,7 @@ class Outcome:
     route: str = ""
     domain: str = ""
     told: tuple[bytes, ...] = ()
+    grpc: int = -1
     home: Outcome | None = None
 
     def text(self) -> str:

@@ -17,6 +17,8 @@ from underpass.equivalence.corpus import NORMAL, domain_sample, hit, near, path_
 from underpass.equivalence.hostile import Draft
 from underpass.equivalence.outcome import Request, Sort
 
+#: What stands for the scheme of a request that was forwarded.
+_PROTOS: Final = ("https", "http", "HTTPS", "wss", "https, http")
 _METHODS: Final = ("GET", "GET", "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 #: What is put somewhere into a head, or in the place of something.
 _PIECES: Final = (
@@ -65,7 +67,9 @@ def traffic(table: RouteConfiguration, chance: random.Random, count: int, mix: M
 
 def _changed(draft: Draft, other: Route | None, headers: list[ValueMatch], chance: random.Random) -> Draft:
     """One thing about the request is another."""
-    what = chance.randrange(8)
+    what = chance.randrange(9)
+    if what == 8 and chance.random() < 0.5:
+        return draft.with_header("X-Forwarded-Proto", chance.choice(_PROTOS))
     if what == 0:
         return replace(draft, method=chance.choice(_METHODS), body=chance.choice(("", "hello")))
     if what == 1 and other is not None:
