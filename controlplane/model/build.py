@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.model import targets
+from controlplane.model import targets, telemetry
 from controlplane.model.gateway_api import Combined, combine
 from controlplane.model.gateway_objects import KubeGateway, KubeReferenceGrant, KubeRoute
 from controlplane.model.hosts import is_wildcard, matches
@@ -77,6 +77,8 @@ def build(
         request_authentications=tuple(by_kind["RequestAuthentication"]),
         providers=providers.usable,
         waypoints=bound.waypoints,
+        telemetries=tuple(by_kind["Telemetry"]),
+        settings=settings,
         trust_domain=trust_domain,
         domain=domain,
         root_namespace=root_namespace,
@@ -87,7 +89,11 @@ def build(
         notes[key].extend(remarks)
     for key, found in review.notes.items():
         notes[key].extend(found)
-    for key, note in (*bound.notes, *targets.review(mesh, objects)):
+    for key, note in (
+        *bound.notes,
+        *targets.review(mesh, objects),
+        *telemetry.review(mesh.telemetries, settings),
+    ):
         notes[key].append(note)
     for config in by_kind["ConfigMap"]:
         if config is settings:

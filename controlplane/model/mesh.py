@@ -236,6 +236,9 @@ class Mesh:
     request_authentications: tuple[Config, ...] = ()
     providers: Mapping[str, Provider] = field(default_factory=dict)
     waypoints: tuple[Waypoint, ...] = ()
+    telemetries: tuple[Config, ...] = ()
+    #: The mesh's own configuration, where there is one.
+    settings: Config | None = None
     trust_domain: str = "cluster.local"
     domain: str = "cluster.local"
     root_namespace: str = "istio-system"

@@ -30,8 +30,8 @@ def resolve(settings: Config | None, services: Iterable[Service]) -> Providers:
     known = list(services)
     for index, item in enumerate(settings.spec.extension_providers):
         kind = item.WhichOneof("provider")
-        if kind is None:
-            continue  # of a kind that has no effect here; conversion said so
+        if kind not in ("envoy_ext_authz_http", "envoy_ext_authz_grpc"):
+            continue  # a log's, or of a kind that has no effect here; conversion said so
         spec = getattr(item, kind)
         found = _find(spec.service, known)
         if isinstance(found, str):

@@ -12,6 +12,8 @@ from controlplane.model.verdict import Note
 
 #: Class of Gateways that are waypoints.
 WAYPOINT_CLASS: Final = "istio-waypoint"
+#: Kinds with targets that protect nothing, so that nobody is left unprotected without them.
+_NO_POLICY: Final = ("EnvoyFilter", "Telemetry")
 
 
 def target_refs(policy: Config) -> list[tuple[str, Any]]:
@@ -37,6 +39,7 @@ def review(mesh: Mesh, objects: Mapping[Key, Object]) -> Iterator[tuple[Key, Not
         *mesh.authorization_policies,
         *mesh.request_authentications,
         *mesh.envoy_filters,
+        *mesh.telemetries,
     )
     for policy in policies:
         space = policy.meta.key.namespace
@@ -49,7 +52,7 @@ def review(mesh: Mesh, objects: Mapping[Key, Object]) -> Iterator[tuple[Key, Not
             elif name in known and target.kind != "Gateway" and name not in served:
                 text = f"{target.kind} {space}/{target.name} is bound to no waypoint: nobody enforces the policy"
                 yield policy.meta.key, Note(policy.line(path), "no-waypoint", text)
-            elif (name in served or name in ways) and policy.meta.key.kind != "EnvoyFilter":
+            elif (name in served or name in ways) and policy.meta.key.kind not in _NO_POLICY:
                 text = "enforced at the waypoint; sidecars and workloads of underpass-agent do not go through it"
                 yield policy.meta.key, Note(policy.line(path), "waypoint-only", text)
             elif name not in known:

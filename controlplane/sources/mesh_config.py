@@ -1,7 +1,7 @@
 """The mesh's own settings: ``data.mesh`` of the ConfigMap ``istio``, read as istiod reads it.  Pure.
 
-Of Istio's many settings ``extensionProviders`` (external authorization) is honoured; every other one that is set gets a
-note.
+Of Istio's many settings ``extensionProviders`` (external authorization, access logs in files), ``defaultProviders``,
+``accessLogFile`` and ``accessLogFormat`` are honoured; every other one that is set gets a note.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from google.protobuf import json_format
+
 from controlplane.model.objects import Config, Meta
 from controlplane.model.verdict import Note
+from controlplane.sources import log_formats
 from controlplane.sources.documents import parse
 from controlplane.sources.findings import Findings
 from controlplane.sources.kubernetes_objects import Reader
@@ -53,11 +56,33 @@ def read(reader: Reader, about: Meta, lines: Mapping[str, int]) -> tuple[Config,
             findings.error("bad-provider", f"{path}: a provider needs a name of its own, not {item.name!r}", path)
         seen.add(item.name)
         kind = item.WhichOneof("provider")
-        if kind is not None:
+        if kind == "envoy_file_access_log":
+            _check_log(item.envoy_file_access_log, path, findings)
+        elif kind is not None:
             _check(getattr(item, kind), path, findings)
+    _check_path(parsed.message.access_log_file, "accessLogFile", findings)
+    try:
+        log_formats.check(parsed.message.access_log_format)
+    except log_formats.FormatError as error:
+        findings.error("bad-format", f"accessLogFormat: {error}", "accessLogFormat")
     line = config.line("data.mesh")
     vain = [Note(line, "not-honoured", f"data.mesh: {path} has no effect here") for path in parsed.unknown]
     return config, [*findings.finish(), *vain]
+
+
+def _check_log(spec: Any, where: str, findings: Findings) -> None:
+    _check_path(spec.path, where, findings)
+    try:
+        log_formats.check(spec.log_format.text)
+        log_formats.check_fields(json_format.MessageToDict(spec.log_format.labels))
+    except log_formats.FormatError as error:
+        findings.error("bad-format", f"{where}: logFormat: {error}", where)
+
+
+def _check_path(path: str, where: str, findings: Findings) -> None:
+    """A log is written where its author says, on every proxy: only to a whole path, or what a whole path is."""
+    if path and not path.startswith("/"):
+        findings.error("bad-provider", f"{where}: path {path!r} must begin with a slash", where)
 
 
 def _check(spec: Any, path: str, findings: Findings) -> None:

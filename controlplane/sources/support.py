@@ -18,6 +18,9 @@ from controlplane.model.verdict import Note
 
 _NO_SECRETS: Final = "this control plane serves no secrets yet; give certificate files instead"
 
+_NO_INJECTION: Final = "proxies are not started by this control plane; set it where they are"
+_NO_REGISTRATION: Final = "workloads do not register themselves here; write a WorkloadEntry for each"
+
 #: (kind, path without indices) -> reason.  A path covers everything below it.
 UNSUPPORTED: Final[dict[tuple[str, str], str]] = {
     ("VirtualService", "tcp.match.sourceSubnet"): "Istio ignores it too; use sourceLabels",
@@ -28,8 +31,20 @@ UNSUPPORTED: Final[dict[tuple[str, str], str]] = {
     "count as errors",
     ("DestinationRule", "trafficPolicy.outlierDetection.consecutiveErrors"): "deprecated; use consecutive5xxErrors",
     ("EnvoyFilter", "configPatches.patch.filterClass"): "name the filter to insert before",
+    ("ProxyConfig", "concurrency"): _NO_INJECTION,
+    ("ProxyConfig", "environmentVariables"): _NO_INJECTION,
+    ("ProxyConfig", "image"): _NO_INJECTION,
+    ("ProxyConfig", "selector"): _NO_INJECTION,
     ("ServiceEntry", "endpoints.network"): "there is one network",
+    (
+        "Telemetry",
+        "metrics",
+    ): "Istio's metrics are made by filters of istio-proxy; the agent's and Envoy's own are as they are",
+    ("Telemetry", "tracing"): "no tracing provider can be configured yet",
     ("WorkloadEntry", "network"): "there is one network",
+    ("WorkloadGroup", "metadata"): _NO_REGISTRATION,
+    ("WorkloadGroup", "probe"): _NO_REGISTRATION,
+    ("WorkloadGroup", "template"): _NO_REGISTRATION,
     ("Gateway", "servers.tls.credentialName"): f"{_NO_SECRETS}: this server is not configured",
     ("Gateway", "servers.tls.credentialNames"): f"{_NO_SECRETS}: this server is not configured",
     ("Gateway", "servers.tls.caCertCredentialName"): _NO_SECRETS,

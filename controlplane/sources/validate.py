@@ -22,6 +22,7 @@ from controlplane.sources.validate_scope import (
     peer_authentication,
     sidecar,
 )
+from controlplane.sources.validate_telemetry import telemetry
 from controlplane.sources.validate_tokens import request_authentication
 from controlplane.sources.validate_virtual import virtual_service
 
@@ -35,6 +36,7 @@ _CHECKS: Final[Mapping[str, Callable[[Config, Findings], None]]] = {
     "AuthorizationPolicy": authorization_policy,
     "PeerAuthentication": peer_authentication,
     "EnvoyFilter": envoy_filter,
+    "Telemetry": telemetry,
     "RequestAuthentication": request_authentication,
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from hashlib import blake2b
 
+from controlplane.model.labels import Labels
 from controlplane.model.mesh import Mesh, Port, Service
 from controlplane.model.node import Node
 from controlplane.translate import (
@@ -14,6 +15,7 @@ from controlplane.translate import (
     gateway,
     grpc_client,
     inbound,
+    logs,
     names,
     outbound,
     patches,
@@ -44,7 +46,7 @@ class Prepared:
         self._scopes: dict[ScopeKey, Scope] = {}
         self._outbound: dict[ScopeKey, dict[str, dict[str, Message]]] = {}
         self._ambient: Resources | None = None
-        self._patched: dict[tuple[object, ...], Resources] = {}
+        self._finished: dict[tuple[object, ...], Resources] = {}
         self._own: dict[tuple[object, ...], tuple[object, Resources]] = {}
         alike = previous is not None and _inbound_settings(previous.mesh) == _inbound_settings(mesh)
         self._own_before = previous._own if previous is not None and alike else {}
@@ -103,19 +105,25 @@ class Prepared:
         self._own[node.view] = found
         return found[1]
 
-    def patched(self, node: Node, scope: Scope, shared: Resources, own: Resources) -> tuple[Resources, Resources]:
-        """Return both parts with the client's EnvoyFilters applied."""
-        found = patches.chosen(self.mesh, node.type, node.namespace, scope.key.labels, node.version)
+    def finished(self, node: Node, scope: Scope, shared: Resources, own: Resources) -> tuple[Resources, Resources]:
+        """Return both parts with what is for Envoys only: access logs, and then the client's EnvoyFilters."""
+        key = (scope.key, node.version)
+        if key not in self._finished:
+            self._finished[key] = self._finish(shared, node, scope.key.labels, whole=True)
+        return self._finished[key], self._finish(own, node, node.labels, whole=False) if own else own
+
+    def _finish(self, before: Resources, node: Node, labels: Labels, *, whole: bool) -> Resources:
+        made = before
+        logged = logs.loggers(self.mesh, node.type, node.namespace, labels)
+        if logged:
+            made = logs.apply(made, logged, node.type)
+        found = patches.chosen(self.mesh, node.type, node.namespace, labels, node.version)
         if found:
-            key = (scope.key, node.version)
-            if key not in self._patched:
-                more: dict[str, dict[str, Message]] = {url: dict(table) for url, table in shared.items()}
-                for url, message in patches.added(found, node.type):
-                    more.setdefault(url, {}).setdefault(message.name, message)
-                self._patched[key] = self._settled(patches.apply(more, found, node.type), shared)
-            shared = self._patched[key]
-        mine = patches.chosen(self.mesh, node.type, node.namespace, node.labels, node.version) if own else ()
-        return shared, self._settled(patches.apply(own, mine, node.type), own) if mine else own
+            more: dict[str, dict[str, Message]] = {url: dict(table) for url, table in made.items()}
+            for url, message in patches.added(found, node.type) if whole else ():
+                more.setdefault(url, {}).setdefault(message.name, message)
+            made = patches.apply(more, found, node.type)
+        return self._settled(made, before) if made is not before else before
 
     def _settled(self, made: Resources, before: Resources) -> Resources:
         """What was patched keeps its identity from generation to generation; the rest has it already."""
@@ -179,8 +187,10 @@ def parts(prepared: Prepared, node: Node) -> tuple[Resources, Resources]:
     own: Resources = {}
     if node.type == "sidecar" and node.generator != "grpc" and node.interception != "NONE":
         own = prepared.own(node, scope)
-    if prepared.mesh.envoy_filters and not node.kernel and node.generator != "grpc":
-        return prepared.patched(node, scope, shared, own)
+    mesh = prepared.mesh
+    wanted = mesh.envoy_filters or mesh.telemetries or mesh.settings
+    if wanted and not node.kernel and node.generator != "grpc":
+        return prepared.finished(node, scope, shared, own)
     return shared, own
 
 

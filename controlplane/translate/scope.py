@@ -98,6 +98,8 @@ def relevant_labels(mesh: Mesh) -> frozenset[str]:
                 )
     for config in mesh.sidecars:
         keys.update(config.spec.workload_selector.labels)
+    for config in mesh.telemetries:
+        keys.update(config.spec.selector.match_labels)
     for config in mesh.envoy_filters:
         keys.update(config.spec.workload_selector.labels)
     for config in mesh.gateways:

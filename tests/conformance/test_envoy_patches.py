@@ -1,8 +1,9 @@
-"""EnvoyFilters in a stock Envoy: patches work, a broken one is said and does no harm, and they go as they came."""
+"""What is for Envoys alone, in a stock one: EnvoyFilters (a broken one is said and does no harm) and access logs."""
 
 from __future__ import annotations
 
 import http.client
+import json
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -125,3 +126,57 @@ def test_patches_come_and_go(tmp_path: Path) -> None:
         assert call("/mine")[0] == 200
         assert envoy.rejected() == {}
         assert plane.json("/debug/push_status")["refusals"] == []
+
+
+LOGS = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    extensionProviders:
+    - name: json
+      envoyFileAccessLog:
+        path: %s
+        logFormat: {labels: {path: "%%REQ(:PATH)%%", status: "%%RESPONSE_CODE%%"}}
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: edge, namespace: default}
+spec:
+  selector: {matchLabels: {app: edge}}
+  accessLogging:
+  - providers: [{name: json}]
+    filter: {expression: "response.code >= 400 && request.path.startsWith('/logged')"}
+"""
+
+
+def test_access_logs(tmp_path: Path) -> None:
+    config, log = tmp_path / "config", tmp_path / "requests.json"
+    config.mkdir()
+    port = free_port("0.0.0.0")
+    answers = "{match: [{uri: {exact: /logged/ok}}], directResponse: {status: 200}}, {directResponse: {status: 404}}"
+    gateway = f"{GATEWAY.partition('http: [')[0]}http: [{answers}]\n"
+    shop.write(config / "gateway.yaml", gateway % port)
+    shop.write(config / "logs.yaml", LOGS % log)
+
+    def call(path: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except OSError:
+            return 0
+        finally:
+            connection.close()
+
+    with ExitStack() as stack:
+        plane = stack.enter_context(ControlPlaneProcess(config, tmp_path))
+        envoy = stack.enter_context(EnvoyProcess(tmp_path, plane.xds, NODE, METADATA, "DELTA_GRPC"))
+        wait_for("envoy is live", envoy.ready)
+        wait_for("the gateway answers", lambda: call("/ready") == 404)
+        assert (call("/logged/ok"), call("/other"), call("/logged/bad")) == (200, 404, 404)
+        # Envoy writes its files out every second, or so.
+        wait_for("something is logged", lambda: log.exists() and log.read_text() != "", 15)
+        assert [json.loads(line) for line in log.read_text().splitlines()] == [{"path": "/logged/bad", "status": 404}]
+        assert envoy.rejected() == {}

@@ -54,10 +54,10 @@ def test_the_configuration_of_another_namespace_is_said_to_have_no_effect() -> N
 
 
 def test_settings_that_are_not_read_are_named_with_their_line() -> None:
-    (verdict,) = read(config("accessLogFile: /dev/stdout\ndefaultConfig: {concurrency: 2}")).verdicts
+    (verdict,) = read(config("enableTracing: true\ndefaultConfig: {concurrency: 2}")).verdicts
     assert verdict.state == "accepted"
     assert [(note.code, note.line) for note in verdict.notes] == [("not-honoured", 6)] * 2
-    assert "accessLogFile" in verdict.notes[0].message
+    assert "defaultConfig" in verdict.notes[0].message
 
 
 @pytest.mark.parametrize(
