@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from controlplane.model.objects import Config
 from controlplane.sources.findings import Findings
-from controlplane.sources.validate_tokens import targets
+from controlplane.sources.validate_tokens import targets, whole_proxies
 
 _INSERTS: Final = ("INSERT_BEFORE", "INSERT_AFTER", "INSERT_FIRST")
 _MERGES: Final = ("MERGE", "MERGE_AND_REPLACE_LIST")
@@ -39,10 +39,7 @@ def envoy_filter(config: Config, out: Findings) -> None:
     """Check an EnvoyFilter."""
     spec = config.spec
     targets(config, out)
-    for index, target in enumerate(spec.target_refs):
-        if target.kind not in ("Gateway", "GatewayClass"):
-            text = f"a waypoint is patched as a whole: name its Gateway, not a {target.kind} behind it"
-            out.error("unsupported-target", text, f"targetRefs[{index}]")
+    whole_proxies(config, out)
     out.note("envoys-only", "for Envoys of this control plane; workloads of underpass-agent get the rules without it")
     if not spec.config_patches:
         out.note("no-effect", "no configPatches")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from controlplane.model.objects import Config
 from controlplane.sources.expressions import ExpressionError, check
 from controlplane.sources.findings import Findings
-from controlplane.sources.validate_tokens import targets
+from controlplane.sources.validate_tokens import targets, whole_proxies
 
 
 def telemetry(config: Config, out: Findings) -> None:
     """Check a Telemetry."""
     targets(config, out)
+    whole_proxies(config, out)
     if config.spec.access_logging:
         out.note("envoys-only", "accessLogging is for Envoys of this control plane; the kernel writes no access log")
     for index, entry in enumerate(config.spec.access_logging):

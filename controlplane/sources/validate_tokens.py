@@ -45,6 +45,14 @@ def targets(config: Config, out: Findings) -> bool:
     return bool(listed)
 
 
+def whole_proxies(config: Config, out: Findings) -> None:
+    """Refuse targets that are a part of what a waypoint stands for, where only whole proxies are configured."""
+    for path, target in target_refs(config):
+        if target.kind not in ("Gateway", "GatewayClass"):
+            text = f"a waypoint is configured as a whole: name its Gateway, not a {target.kind} behind it"
+            out.error("unsupported-target", text, path)
+
+
 def request_authentication(config: Config, out: Findings) -> None:
     """Check a RequestAuthentication."""
     if not targets(config, out):

@@ -128,6 +128,11 @@ def test_refused() -> None:
         made = convert(document)
         assert isinstance(made, Rejected)
         assert (made.code, made.source.line) == (code, 6)
+    head = head.replace("spec:\n", "spec:\n  targetRefs: [{kind: Service, name: s}]\n")
+    (document,) = parse("t.yaml", f"{head}  accessLogging: [{{}}]\n")
+    made = convert(document)
+    assert isinstance(made, Rejected)
+    assert made.code == "unsupported-target"
     for settings in (
         "accessLogFormat: '%NO%'",
         "accessLogFile: relative",
