@@ -53,6 +53,19 @@ def test_the_shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "0 DIFFERENT" in page.read_text()
 
 
+def test_a_report_is_reproducible_from_its_seed(cores: Cores) -> None:
+    weights = {"clusters": [{"name": "c0", "weight": 80}, {"name": "c1", "weight": 20}]}
+    split = {"match": {"prefix": "/b"}, "route": {"weighted_clusters": weights, "timeout": "0s"}}
+    found = subjects([table(to("c0", path="/a"), split, to("c2"))])
+    first, again, other = (
+        document(run(found, Options(seed, more=50, limits=Limits(hostile=1, cuts=1)), cores=cores))
+        for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
+    assert first["different"] == other["different"] == 0
+
+
 def test_a_wrong_decision_is_found(cores: Cores) -> None:
     routes = [to("c0", path="/a"), to("c1", prefix="/")]
     found = subjects([table(*routes)])
