@@ -25,6 +25,7 @@ struct up_verdict {
 	__u32 route, cluster, endpoint;
 	__u32 reason; /* UP_OK, or why it is not the kernel's to decide */
 	__u32 framed; /* the lengths of its head and body are known */
+	__u64 reply;  /* what the kernel answers itself; 0: nothing */
 };
 
 /*
@@ -79,8 +80,10 @@ UP_INLINE int up_act(struct up_action *a, struct up_verdict *v)
 	if (!a || !v)
 		return UP_R_NO_ROUTE;
 	v->route = a->route;
-	if (a->kind == UP_ACTION_PUNT)
+	if (a->kind == UP_ACTION_PUNT) {
+		v->reply = a->reply ? a->rule : 0;
 		return a->reason ? a->reason : UP_R_ROUTE_OTHER;
+	}
 	if (a->kind != UP_ACTION_CLUSTERS)
 		return UP_R_NO_ROUTE;
 	v->cluster = up_action_cluster(a, a->n > 1 ? bpf_get_prandom_u32() : 0);
@@ -227,6 +230,7 @@ static __noinline void up_go_home(struct up_conn *c, struct up_conn *u, struct u
 	up_let_go(c, u, p, idle);
 	bpf_spin_lock(&c->lock);
 	up_come_home(c, p->seq, p->ack, p->te);
+	c->reply = 0;
 	c->rsp.state = UP_RSP_IDLE;
 	c->rsp.flags = 0;
 	c->sent = p->seq;
@@ -365,6 +369,7 @@ UP_INLINE int up_go_away(struct up_conn *c, struct up_conn **wire, struct up_lea
 	c->endpoint = v->endpoint;
 	c->cluster = v->cluster;
 	c->since = p->seq;
+	c->reply = 0;
 	up_asked(v->endpoint);
 	up_count(UP_C_SWITCHES);
 	return UP_OK;
@@ -379,7 +384,7 @@ UP_INLINE int up_judge(struct __sk_buff *skb, struct up_conn *c, struct up_leavi
 
 	if (!n)
 		return -1;
-	v->route = v->cluster = v->endpoint = v->framed = 0;
+	v->route = v->cluster = v->endpoint = v->framed = v->reply = 0;
 	if (n > 1024)
 		n = 1024;
 	n--;
@@ -415,6 +420,13 @@ UP_INLINE int up_judge(struct __sk_buff *skb, struct up_conn *c, struct up_leavi
 		reason = up_pick_route(s, c->table, v);
 	if (!reason)
 		reason = up_pick_endpoint(c, v);
+	if (reason == UP_R_NO_VHOST || reason == UP_R_NO_ROUTE || reason == UP_R_NO_CLUSTER ||
+	    reason == UP_R_NO_ENDPOINT)
+		v->reply = reason;
+	/* What cannot be answered at once, or ends the connection, is home's. */
+	if (!v->framed || s->head.length > UP_REPLY_BODY_MAX || (s->head.flags & (UP_HEAD_EXPECT | UP_HEAD_CLOSE)) ||
+	    p->fin)
+		v->reply = 0;
 	v->reason = reason;
 	return 0;
 }
@@ -426,6 +438,38 @@ UP_INLINE void up_leave_to_home(struct up_conn *c, __u32 reason)
 	c->synced = 0;
 	up_count(UP_C_HEADS);
 	up_count_punt(0, reason);
+}
+
+/* The request is answered here: the client goes to no wire, see answer.h. Returns 0 if there is no such answer. */
+UP_INLINE int up_go_unserved(struct up_conn *c, struct up_leaving *l, struct up_scratch *s)
+{
+	struct up_packet *p = &l->p;
+	struct up_punt_key key = { l->v.route, l->v.reason };
+	__u64 id = l->v.reply;
+	struct up_reply *r = bpf_map_lookup_elem(&replies, &id);
+	__u64 one = 1, *n;
+
+	if (!r || !r->len || r->len > UP_REPLY_MAX || r->head > r->len)
+		return 0;
+	if (c->state == UP_AT_HOME) {
+		bpf_spin_lock(&c->lock);
+		up_leave_home(c, p->seq, p->ack, p->te);
+		c->state = UP_AWAY;
+		bpf_spin_unlock(&c->lock);
+	}
+	c->lease = 0;
+	c->endpoint = 0;
+	c->reply = id;
+	c->reply_seq = p->ack;
+	c->reply_len = s->head.method == UP_METHOD_HEAD ? r->head : r->len;
+	c->taken = p->seq;
+	n = bpf_map_lookup_elem(&reply_stats, &key);
+	if (n)
+		(*n)++;
+	else
+		bpf_map_update_elem(&reply_stats, &key, &one, BPF_NOEXIST);
+	up_count(UP_C_REPLIES);
+	return 1;
 }
 
 /*
@@ -449,7 +493,9 @@ UP_INLINE int up_decide(struct up_conn *c, struct up_conn **wire, struct up_leav
 	}
 	up_count(UP_C_HEADS);
 	reason = v->reason;
-	if (!reason && !l->stayed)
+	if (v->reply && up_go_unserved(c, l, s))
+		reason = UP_OK;
+	else if (!reason && !l->stayed)
 		reason = up_go_away(c, wire, l, s);
 	if (v->framed) {
 		__u64 length = s->head.length;

@@ -40,6 +40,8 @@ UP_MAP_HASH(names, BPF_MAP_TYPE_HASH, struct up_name_key, struct up_name_text, U
 UP_MAP_HASH(conns, BPF_MAP_TYPE_HASH, struct up_tuple, struct up_conn, UP_CONNS, 0);
 UP_MAP_HASH(stocks, BPF_MAP_TYPE_HASH, struct up_stock_key, struct up_stock, UP_STOCKS, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(punt_stats, BPF_MAP_TYPE_PERCPU_HASH, struct up_punt_key, __u64, UP_ROUTE_IDS, BPF_F_NO_PREALLOC);
+UP_MAP_HASH(replies, BPF_MAP_TYPE_HASH, __u64, struct up_reply, UP_REPLIES, BPF_F_NO_PREALLOC);
+UP_MAP_HASH(reply_stats, BPF_MAP_TYPE_PERCPU_HASH, struct up_punt_key, __u64, UP_ROUTE_IDS, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(home_stats, BPF_MAP_TYPE_HASH, __u32, struct up_home_stat, UP_ROUTE_IDS, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(home_rules, BPF_MAP_TYPE_HASH, __u64, struct up_home_rule, UP_RULES, BPF_F_NO_PREALLOC);
 

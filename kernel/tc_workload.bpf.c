@@ -4,6 +4,7 @@
  *
  * up_egress sees what the pod sends, up_ingress what it receives. Packets of no connection of ours cost one look-up.
  */
+#include "answer.h"
 #include "decide.h"
 #include "follow.h"
 #include "turn.h"
@@ -192,7 +193,9 @@ UP_INLINE int up_client_egress(struct __sk_buff *skb, struct up_conn *c, struct 
 		c->left -= by;
 	}
 	due = p->pay && p->seq == c->next && !c->left && !(c->flags & UP_CF_UNSYNCED) && !p->rst;
-	if (c->state == UP_AWAY) {
+	if (c->state == UP_AWAY && c->reply) {
+		l->idle = up_answered_all(c, p->ack);
+	} else if (c->state == UP_AWAY) {
 		u = bpf_map_lookup_elem(&conns, &c->peer);
 		if (c->lease && (!u || u->lease != c->lease)) {
 			up_taken_back(c, p);
@@ -202,12 +205,13 @@ UP_INLINE int up_client_egress(struct __sk_buff *skb, struct up_conn *c, struct 
 		l->idle = up_response_over(&c->rsp, p->ack);
 	}
 	/* The rules are asked before the lock is taken; whether the wire is idle is a guess until then. */
-	if (due && (c->state != UP_AWAY ? l->idle : u && up_about_spent(u, p->ack)) && up_settled(skb, p->seq)) {
+	if (due && (c->state != UP_AWAY || c->reply ? l->idle : u && up_about_spent(u, p->ack)) &&
+	    up_settled(skb, p->seq)) {
 		if (up_judge(skb, c, l, s))
 			return UP_TC_SHOT;
 		l->judged = 1;
 	}
-	if (c->state == UP_AWAY) {
+	if (c->state == UP_AWAY && !c->reply) {
 		r = up_look(c, u, l, s);
 		if (r != UP_LOOK_MINE)
 			u = 0;
@@ -252,7 +256,9 @@ UP_INLINE int up_client_egress(struct __sk_buff *skb, struct up_conn *c, struct 
 		if (r != UP_TC_OK)
 			return r;
 	}
-	return c->state == UP_AWAY ? up_away_egress(skb, c, u, p) : up_home_egress(skb, c, p);
+	if (c->state != UP_AWAY)
+		return up_home_egress(skb, c, p);
+	return c->reply ? up_answer(skb, c, p) : up_away_egress(skb, c, u, p);
 }
 
 UP_INLINE int up_ours_leaving(struct __sk_buff *skb)
@@ -448,5 +454,9 @@ UP_INLINE int up_ours_arriving(struct __sk_buff *skb)
 SEC("tc")
 int up_ingress(struct __sk_buff *skb)
 {
+	if (skb->mark == UP_MARK_TURNED) { /* our own answer: from outside no mark comes in */
+		skb->mark = 0;
+		return UP_TC_OK;
+	}
 	return up_packet_ours(skb, 0) ? up_ours_arriving(skb) : UP_TC_OK;
 }

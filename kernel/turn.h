@@ -5,22 +5,45 @@
 
 #include "packet.h"
 
-struct up_reply {
+/* A packet that is sent back to where it came from. */
+struct up_reflection {
+	const char *text; /* of a map value of 1,024 bytes */
+	__u32 n;	  /* bytes of it that the answer carries, below 1,024 */
+	__u32 seq, ack;
+	__u32 window;
+	__u32 flags; /* of bpf_redirect() */
+};
+
+struct up_headers {
 	__u8 pad[2]; /* so that the headers behind Ethernet are aligned */
 	__u8 b[14 + 40 + 32 + 2];
 };
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct up_headers);
+} headers_buffer SEC(".maps");
 
-/* Answers a packet from outside as the absent client would: an acknowledgement at S, R, back to where it came from. */
-static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 S, __u32 R)
+/* Turns the packet round, with other numbers and another payload. Returns what the program returns. */
+static __noinline int up_reflect(struct __sk_buff *skb, struct up_packet *p, struct up_reflection *x)
 {
-	struct up_reply reply = {};
-	__u8 *b = reply.b, *tcp, swap;
+	struct up_headers *reply;
+	__u8 *b, *tcp, swap;
 	__be32 *o, stamp;
-	__u32 head = p->v6 ? 54 : 34, n, i;
+	__u32 head, n, i, whole, zero = 0;
 	__u64 pseudo;
 	__be16 port;
 	int ts;
 
+	reply = bpf_map_lookup_elem(&headers_buffer, &zero);
+	if (!p || !x || !reply)
+		return UP_TC_SHOT;
+	b = reply->b;
+	head = p->v6 ? 54 : 34;
+	/* the sum of what is added is nobody's to make but the device's */
+	if (x->n && !up_checksum_partial(skb))
+		return UP_TC_SHOT;
 	if (skb->len >= head + 32) {
 		if (p->v6 ? bpf_skb_load_bytes(skb, 0, b, 86) : bpf_skb_load_bytes(skb, 0, b, 66))
 			return UP_TC_SHOT;
@@ -31,7 +54,8 @@ static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 
 	o = (void *)(tcp + 20);
 	ts = skb->len >= head + 32 && tcp[12] >> 4 >= 8 && o[0] == UP_TS_OPTION;
 	n = head + (ts ? 32 : 20);
-	if (skb->len != n && bpf_skb_change_tail(skb, n, 0))
+	whole = n + x->n;
+	if (skb->len != whole && bpf_skb_change_tail(skb, whole, 0))
 		return UP_TC_SHOT;
 	for (i = 0; i < 6; i++) {
 		swap = b[i];
@@ -41,18 +65,18 @@ static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 
 	port = up_load16(tcp);
 	((struct up_u16 *)tcp)->v = up_load16(tcp + 2);
 	((struct up_u16 *)(tcp + 2))->v = port;
-	((struct up_u32 *)(tcp + 4))->v = bpf_htonl(S);
-	((struct up_u32 *)(tcp + 8))->v = bpf_htonl(R);
+	((struct up_u32 *)(tcp + 4))->v = bpf_htonl(x->seq);
+	((struct up_u32 *)(tcp + 8))->v = bpf_htonl(x->ack);
 	tcp[12] = (ts ? 8 : 5) << 4;
-	tcp[13] = 0x10; /* ACK alone */
-	((struct up_u16 *)(tcp + 14))->v = bpf_htons(512);
+	tcp[13] = x->n ? 0x18 : 0x10; /* ACK, PSH */
+	((struct up_u16 *)(tcp + 14))->v = bpf_htons(x->window);
 	((struct up_u32 *)(tcp + 16))->v = 0; /* checksum, urgent pointer */
 	if (ts) {			      /* our newest stamp is the one that it echoes */
 		stamp = o[1];
 		o[1] = o[2];
 		o[2] = stamp;
 	}
-	pseudo = bpf_htonl(IPPROTO_TCP) + (__u64)bpf_htonl(n - head);
+	pseudo = bpf_htonl(IPPROTO_TCP) + (__u64)bpf_htonl(whole - head);
 	if (p->v6) {
 		struct ipv6hdr *ip = (void *)(b + UP_ETH);
 		__be32 *s = (void *)&ip->saddr, *d = (void *)&ip->daddr;
@@ -64,7 +88,7 @@ static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 
 			d[i] = a;
 			pseudo += (__u64)s[i] + d[i];
 		}
-		ip->payload_len = bpf_htons(n - head);
+		ip->payload_len = bpf_htons(whole - head);
 		ip->hop_limit = 64;
 	} else {
 		struct iphdr *ip = (void *)(b + UP_ETH);
@@ -73,7 +97,7 @@ static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 
 		ip->saddr = ip->daddr;
 		ip->daddr = a;
 		pseudo += (__u64)ip->saddr + ip->daddr;
-		ip->tot_len = bpf_htons(n - UP_ETH);
+		ip->tot_len = bpf_htons(whole - UP_ETH);
 		ip->ttl = 64;
 		ip->check = 0;
 		ip->check = ~up_fold16((__u32)bpf_csum_diff(0, 0, (__be32 *)ip, 20, 0));
@@ -89,9 +113,25 @@ static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 
 	if (p->v6 ? (ts ? bpf_skb_store_bytes(skb, 0, b, 86, 0) : bpf_skb_store_bytes(skb, 0, b, 74, 0))
 		  : (ts ? bpf_skb_store_bytes(skb, 0, b, 66, 0) : bpf_skb_store_bytes(skb, 0, b, 54, 0)))
 		return UP_TC_SHOT;
+	if (x->text && x->n) {
+		__u32 k = x->n - 1;
+
+		asm volatile("" : "+r"(k));
+		k = (k & 1023) + 1;
+		if (bpf_skb_store_bytes(skb, n, x->text, k, 0))
+			return UP_TC_SHOT;
+	}
 	skb->mark = UP_MARK_TURNED;
+	return bpf_redirect(skb->ifindex, x->flags);
+}
+
+/* Answers a packet from outside as the absent client would: an acknowledgement at S, R. */
+static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 S, __u32 R)
+{
+	struct up_reflection x = { 0, 0, S, R, 512, 0 };
+
 	up_count(UP_C_TURNED);
-	return bpf_redirect(skb->ifindex, 0);
+	return up_reflect(skb, p, &x);
 }
 
 /*

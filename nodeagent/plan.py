@@ -1,10 +1,10 @@
 """The ordered difference between what the maps hold and what they should hold (pure).
 
 The kernel sees every prefix of a plan, because its steps are single map operations. Hence the order: what is referred
-to before what refers to it (endpoints, clusters, rules, programs, virtual hosts, tables, services, workloads), removals
-in reverse and after all that. A name is written before its id is used and removed after it is not, so that an id in use
-is always known at a restart. Programs are named by their content and never change: a virtual host is pointed at the
-new one, then the old one goes.
+to before what refers to it (endpoints, clusters, rules, replies, programs, virtual hosts, tables, services, workloads),
+removals in reverse and after all that. A name is written before its id is used and removed after it is not, so that an
+id in use is always known at a restart. Programs are named by their content and never change: a virtual host is pointed
+at the new one, then the old one goes.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def _additions(observed: Observed, intent: Intent) -> Iterator[Step]:
     yield from _puts(Table.CLUSTERS, observed, intent)
     # A rule is named by its content and never changes, so it is simply there before whoever names it.
     yield from _puts(Table.RULES, observed, intent)
+    yield from _puts(Table.REPLIES, observed, intent)
     for number, program in sorted(intent.programs.items()):
         if observed.programs.get(number) != program.digest:
             yield Step(Op.PUBLISH, Table.PROGRAMS, number.to_bytes(4, "little"), program=program)
@@ -142,6 +143,7 @@ def _removals(observed: Observed, intent: Intent) -> Iterator[Step]:
     for number in sorted(observed.programs):
         if number not in intent.programs:
             yield Step(Op.WITHDRAW, Table.PROGRAMS, number.to_bytes(4, "little"))
+    yield from _clears(Table.REPLIES, observed, intent)
     yield from _clears(Table.RULES, observed, intent)
     yield from _clears(Table.CLUSTERS, observed, intent)
     endpoints = _puts(Table.ENDPOINTS, observed, intent)

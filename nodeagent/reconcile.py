@@ -29,6 +29,7 @@ MAPS: Final = (
     "home_stats",
     "interface_stats",
     "punt_stats",
+    "reply_stats",
     "route_stats",
     *(table.value for table in Table),
 )
@@ -109,12 +110,14 @@ class Reconciler:
 
     def _reset(self, routes: set[int]) -> None:
         """Clear the counters of route ids that get another owner."""
-        stats, homes, punts = (self._maps[name] for name in ("route_stats", "home_stats", "punt_stats"))
+        stats, homes = self._maps["route_stats"], self._maps["home_stats"]
+        punts, replies = self._maps["punt_stats"], self._maps["reply_stats"]
         for route in sorted(routes):
             stats.update(route.to_bytes(4, "little"), RouteStat().pack())
         counted = {int.from_bytes(key, "little") for key in homes.keys()}  # noqa: SIM118 - a BPF map, not a dict
         homes.delete_many(route.to_bytes(4, "little") for route in sorted(routes & counted))
-        punts.delete_many([key for key in punts.keys() if PuntKey.unpack(key).route in routes])  # noqa: SIM118
+        for counts in (punts, replies):
+            counts.delete_many([key for key in counts.keys() if PuntKey.unpack(key).route in routes])  # noqa: SIM118
 
     # ---- configuration ----
 

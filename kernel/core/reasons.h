@@ -84,6 +84,8 @@ static const char *const up_counter_names[UP_C_LAST] = {
 	[UP_C_UPSTREAM_RST] = "upstream_rst",
 	[UP_C_TRANSLATE_ERROR] = "translate_error",
 	[UP_C_EVENTS_LOST] = "events_lost",
+	[UP_C_REPLIES] = "replies",
+	[UP_C_REPLIED_AGAIN] = "replied_again",
 };
 
 #endif

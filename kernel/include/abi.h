@@ -16,6 +16,7 @@
  *   programs       ARRAY_OF_MAPS        program id -> ARRAY[1] of up_program        agent (a new inner map per generation)
  *   clusters       ARRAY                cluster id -> up_cluster                    agent, always with BPF_F_LOCK
  *   endpoints      ARRAY                endpoint id -> up_endpoint                  agent; id <-> address never changes while live
+ *   replies        HASH                 u64 rule, or reason -> up_reply             agent, before any action that names it
  *   endpoint_stats ARRAY                endpoint id -> up_endpoint_stat             kernel
  *   names          HASH                 up_name_key -> up_name_text                 agent; kernel never looks: ids survive restarts
  *   sockets        SK_STORAGE           socket -> up_socket                         connect hooks (clients), home (upstreams, by fd)
@@ -26,6 +27,7 @@
  *   counters       PERCPU_ARRAY         enum up_counter -> u64                      kernel
  *   route_stats    PERCPU_ARRAY         route id -> up_route_stat                   kernel
  *   punt_stats     PERCPU_HASH          up_punt_key -> u64                          kernel
+ *   reply_stats    PERCPU_HASH          up_punt_key -> u64                          kernel: requests it answered itself
  *   home_stats     HASH                 route id -> up_home_stat                    home
  *   home_rules     HASH                 u64 hash of the rule -> up_home_rule        agent; an entry never changes: it is named by
  *                                                                                   its content, and there before an action names it
@@ -38,7 +40,7 @@
 #include <linux/types.h>
 #endif
 
-#define UP_ABI_VERSION 1
+#define UP_ABI_VERSION 2
 
 /* ---- limits: each a constant with its reason ---- */
 #define UP_WORKLOADS 1024    /* pods of one node: Kubernetes' default is 110, large nodes 500 */
@@ -58,6 +60,11 @@
 	4096 /* a power of two, four times UP_WORKLOADS: interface numbers are given out one after the other */
 #define UP_INTERFACE_PROBES 8
 #define UP_NAME_TEXT 1024
+#define UP_REPLIES 1024 /* responses that the kernel gives itself; routes beyond are home's */
+#define UP_REPLY_FIRST 64
+#define UP_REPLY_MAX 1000 /* bytes of one: with its headers below 1,280, the smallest MTU of IPv6 */
+#define UP_REPLY_BODY_MAX \
+	65536 /* longest request body that is acknowledged only to be thrown away; longer ones are home's */
 #define UP_RULE_TEXT \
 	8188 /* a rule that home carries out: Envoy's direct responses may have 4096 bytes, JSON doubles some */
 #define UP_RULES 16384 /* as many as routes */
@@ -194,7 +201,12 @@ struct up_conn {
 	__u32 home;	 /* upstream: up_config.home_generation when it was opened; another one: its owner is gone */
 	__u32 requests;	 /* served so far */
 	__u32 lendings;	 /* upstream: number of the last lending, odd, from a random start */
-	__u32 pad;
+
+	/* client away without a wire: the kernel answers it */
+	__u64 reply;	 /* key in replies; 0: none */
+	__u32 reply_seq; /* the client's number of its first byte */
+	__u32 reply_len;
+	__u32 taken; /* the byte behind the last one of the request that was acknowledged */
 };
 #define UP_CF_UNSYNCED 1 /* client at home: bytes of unknown framing were sent; no decision until home says SYNC */
 #define UP_CF_FIN 2	 /* the client has sent a FIN */
@@ -282,8 +294,19 @@ struct up_action {
 	__u8 flags;
 	__u32 total; /* sum of all weights */
 	struct up_weight to[UP_WEIGHTS];
-	__u32 pad;
+	__u32 reply; /* UP_ACTION_PUNT: 1: the kernel may answer in home's place, with replies[rule] */
 	__u64 rule; /* key of home_rules: what home does with the request beyond forwarding it; 0: nothing, or it refuses */
+};
+/*
+ * A whole HTTP/1.1 response that the kernel gives itself. Named by its rule's content, so never changed: a client may ask for it
+ * again. The keys below UP_REPLY_FIRST are those of enum up_reason, for requests that no route or endpoint takes.
+ */
+struct up_reply {
+	__u16 len;  /* 0: none */
+	__u16 head; /* bytes of its head, which is all that answers a HEAD */
+	__u16 status;
+	__u16 pad;
+	char text[1024]; /* at most UP_REPLY_MAX of it */
 };
 struct up_home_rule {
 	__u32 len;
@@ -508,6 +531,8 @@ enum up_counter {
 	UP_C_UPSTREAM_RST,
 	UP_C_TRANSLATE_ERROR, /* packet not translatable (dropped) */
 	UP_C_EVENTS_LOST,
+	UP_C_REPLIES,	    /* requests that the kernel answered itself */
+	UP_C_REPLIED_AGAIN, /* packets that asked for such an answer once more */
 	UP_C_LAST = 32,
 };
 

@@ -13,7 +13,7 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         88,
         (
             ("route", 0, "u32", 0), ("kind", 4, "u8", 0), ("reason", 5, "u8", 0), ("n", 6, "u8", 0),
-            ("flags", 7, "u8", 0), ("total", 8, "u32", 0), ("to", 12, "up_weight", 8), ("pad", 76, "u32", 0),
+            ("flags", 7, "u8", 0), ("total", 8, "u32", 0), ("to", 12, "up_weight", 8), ("reply", 76, "u32", 0),
             ("rule", 80, "u64", 0),
         ),
     ),
@@ -51,7 +51,7 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         ),
     ),
     "up_conn": (
-        256,
+        280,
         (
             ("lock", 0, "bpf_spin_lock", 0), ("kind", 4, "u8", 0), ("state", 5, "u8", 0), ("flags", 6, "u8", 0),
             ("family", 7, "u8", 0), ("dseq", 8, "u32", 0), ("dack", 12, "u32", 0), ("tsout", 16, "u32", 0),
@@ -65,7 +65,8 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
             ("workload", 196, "u32", 0), ("table", 200, "u32", 0), ("cluster", 204, "u32", 0),
             ("route", 208, "u32", 0), ("head", 212, "u32", 0), ("cookie", 216, "u64", 0), ("start_ns", 224, "u64", 0),
             ("closed_ns", 232, "u64", 0), ("home", 240, "u32", 0), ("requests", 244, "u32", 0),
-            ("lendings", 248, "u32", 0), ("pad", 252, "u32", 0),
+            ("lendings", 248, "u32", 0), ("reply", 256, "u64", 0), ("reply_seq", 264, "u32", 0),
+            ("reply_len", 268, "u32", 0), ("taken", 272, "u32", 0),
         ),
     ),
     "up_control": (
@@ -152,6 +153,13 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         8,
         (
             ("route", 0, "u32", 0), ("reason", 4, "u32", 0),
+        ),
+    ),
+    "up_reply": (
+        1032,
+        (
+            ("len", 0, "u16", 0), ("head", 2, "u16", 0), ("status", 4, "u16", 0), ("pad", 6, "u16", 0),
+            ("text", 8, "char", 1024),
         ),
     ),
     "up_response": (

@@ -7,7 +7,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-ABI_VERSION: Final = 1
+ABI_VERSION: Final = 2
 WORKLOADS: Final = 1024
 SERVICES: Final = 16384
 TABLES: Final = 4096
@@ -24,6 +24,10 @@ EVENTS_BYTES: Final = 1048576
 INTERFACES: Final = 4096
 INTERFACE_PROBES: Final = 8
 NAME_TEXT: Final = 1024
+REPLIES: Final = 1024
+REPLY_FIRST: Final = 64
+REPLY_MAX: Final = 1000
+REPLY_BODY_MAX: Final = 65536
 RULE_TEXT: Final = 8188
 RULES: Final = 16384
 HOST_MAX: Final = 92
@@ -118,6 +122,8 @@ class Counter(IntEnum):
     UPSTREAM_RST = 24
     TRANSLATE_ERROR = 25
     EVENTS_LOST = 26
+    REPLIES = 27
+    REPLIED_AGAIN = 28
     LAST = 32
 
 
@@ -337,4 +343,6 @@ COUNTER_LABELS: Final[dict[int, str]] = {
     Counter.UPSTREAM_RST: "upstream_rst",
     Counter.TRANSLATE_ERROR: "translate_error",
     Counter.EVENTS_LOST: "events_lost",
+    Counter.REPLIES: "replies",
+    Counter.REPLIED_AGAIN: "replied_again",
 }

@@ -154,7 +154,19 @@ class Action(Record):
     flags: int = 0
     total: int = 0
     to: tuple[Weight, ...] = ()
+    reply: int = 0
     rule: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Record):
+    """A whole response that the kernel gives itself; `len` bytes of `text`, `head` of them its head."""
+
+    STRUCT: ClassVar[str] = "up_reply"
+    len: int = 0
+    head: int = 0
+    status: int = 0
+    text: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

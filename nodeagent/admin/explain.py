@@ -35,7 +35,7 @@ from nodeagent.bpf.kernel import LinuxKernel
 from nodeagent.core.decide import MAPS, Decider, Decision
 from nodeagent.core.libcore import Core, HeadReader
 from nodeagent.errors import AgentError, NotRunningError
-from nodeagent.home.relay import status_of
+from nodeagent.rules.refusal import status_of
 from nodeagent.telemetry.read import RouteCount, names_of, route_of
 
 _TCP: Final = 6

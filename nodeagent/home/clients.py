@@ -40,9 +40,10 @@ from nodeagent.home.loop import ERROR, IN, OUT, Loop
 from nodeagent.home.mirrors import Mirrors
 from nodeagent.home.pipes import HIGH, WORTH, Outlet
 from nodeagent.home.pods import Pods, start_connect
-from nodeagent.home.relay import Relay, refusal
+from nodeagent.home.relay import Relay
 from nodeagent.home.requests import elsewhere, exchanges
 from nodeagent.home.upstreams import RESET, Pair
+from nodeagent.rules.refusal import refusal
 
 if TYPE_CHECKING:
     from nodeagent.home.stats import Stats

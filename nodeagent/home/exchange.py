@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeagent.abi.numbers import Reason
-from nodeagent.home import edit
 from nodeagent.home.commands import Arm, Chosen, Command, Copy, Disarm, Forward, Framing, Open, Release, Send
 from nodeagent.home.hashing import request_hash
+from nodeagent.rules import edit
 from nodeagent.rules.model import Edits, Hashed, Redirect, Retry, Rule, Share
 
 KEPT: Final = 1 << 16

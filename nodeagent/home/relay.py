@@ -27,6 +27,7 @@ from nodeagent.home.commands import (
 )
 from nodeagent.home.exchange import Exchange
 from nodeagent.home.exchange import State as ExchangeState
+from nodeagent.rules.refusal import refusal, status_of
 
 Begin = Callable[[bytes, ParsedHead, bool, Chosen], Exchange]
 """Makes the exchange of a request whose route has a rule: head, what it says, whether its body is chunked, decision."""
@@ -48,49 +49,6 @@ class State(enum.Enum):
 _FLAG_CLOSE, _FLAG_EXPECT = 2, 4  # UP_HEAD_CLOSE, UP_HEAD_EXPECT
 _REPLAYABLE = (Method.GET, Method.HEAD, Method.OPTIONS, Method.TRACE)
 
-_STATUS: dict[int, int] = {
-    Reason.SPLIT_HEAD: 400,
-    Reason.HEAD_TOO_LONG: 431,
-    Reason.TOO_MANY_LINES: 431,
-    Reason.BAD_METHOD: 501,
-    Reason.BAD_PATH: 400,
-    Reason.PATH_NORMAL: 501,
-    Reason.BAD_VERSION: 505,
-    Reason.BAD_LINE: 400,
-    Reason.BAD_NAME: 400,
-    Reason.BAD_VALUE: 400,
-    Reason.BAD_HOST: 400,
-    Reason.NO_HOST: 400,
-    Reason.BAD_LENGTH: 400,
-    Reason.CHUNKED_REQUEST: 501,
-    Reason.UPGRADE: 501,
-    Reason.DUPLICATE: 501,
-    Reason.PROXY_HEADER: 501,
-    Reason.NO_VHOST: 404,
-    Reason.NO_ROUTE: 404,
-}
-"""Of a refusal; whatever is not named here is 503: there is a rule, and it cannot be carried out here."""
-
-_PHRASES = {
-    400: "Bad Request", 404: "Not Found", 408: "Request Timeout", 431: "Request Header Fields Too Large",
-    501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable", 505: "HTTP Version Not Supported",
-}  # fmt: skip
-
-
-def status_of(reason: int) -> int:
-    """The status of home's own answer to a request that nobody can forward for this `up_reason`."""
-    return _STATUS.get(reason, 503)
-
-
-def refusal(status: int, reason: str, *, close: bool, body: bool = True) -> bytes:
-    """A whole response that names its reason."""
-    text = f"underpass: {reason}\n".encode()
-    ending = b"connection: close\r\n" if close else b""
-    return (
-        b"HTTP/1.1 %d %s\r\ncontent-type: text/plain\r\nx-underpass-reason: %s\r\ncontent-length: %d\r\n%s\r\n"
-        % (status, _PHRASES[status].encode(), reason.encode(), len(text), ending)
-    ) + (text if body else b"")
-
 
 class Relay:
     """The conversation on one home connection.
@@ -108,9 +66,11 @@ class Relay:
         name: Callable[[int], str],
         begin: Begin | None = None,
         elsewhere: Elsewhere | None = None,
+        standby: bool = False,
     ) -> None:
         self._parse, self._decide, self._framing, self._name, self._begin = parse, decide, framing, name, begin
         self._elsewhere = elsewhere
+        self._standby = standby
         self._tried: list[int] = []
         self.state = State.HEAD
         self.received = 0
@@ -292,6 +252,7 @@ class Relay:
         """The request is understood, but nobody serves it: the connection goes on behind its body."""
         # who waits for 100-continue may or may not send the body
         close = bool(head.flags & _FLAG_CLOSE) or bool(head.flags & _FLAG_EXPECT and not self._body.over)
+        close = close or self._standby  # the client's next connection may find an Envoy, this one never will
         _, rest = self._body.take(bytes(self._buffer))
         self._buffer[:] = rest
         status, name = status_of(decision.reason), self._name(decision.reason)

@@ -36,7 +36,7 @@ from nodeagent.cache.resources import Forward, Source
 from nodeagent.cache.store import Resources
 from nodeagent.errors import CapacityError
 from nodeagent.intent import features as f
-from nodeagent.intent import homerules
+from nodeagent.intent import homerules, replies
 from nodeagent.intent.clusters import ClusterDraft, draft, endpoint_of, slots, version
 from nodeagent.intent.ids import LASTING, LIMITS, Known, assign
 from nodeagent.intent.inbound import Unenforced, unenforced
@@ -139,6 +139,7 @@ class _Writer:
         self._last: dict[NameKind, int] = dict(known.last)
         self._texts: dict[tuple[NameKind, int], str] = {}
         self._entries: dict[Table, dict[bytes, bytes]] = {table: {} for table in Table if table is not Table.PROGRAMS}
+        self._entries[Table.REPLIES] |= replies.of_reasons()
         self._programs: dict[str, Program] = {}
         self._routes: dict[int, RouteInfo] = {}
         self._rejections: list[Rejection] = []
@@ -375,11 +376,21 @@ class _Writer:
         rule = self._rule(view, info) if info.rule != NO_RULE else 0
         if info.where is Where.KERNEL:
             # What of these requests still comes to home (a stock was empty, say) is tried elsewhere if it has to be.
-            return Action(number, ActionKind.CLUSTERS, 0, len(to), 0, total, tuple(to), rule)
+            return Action(number, ActionKind.CLUSTERS, 0, len(to), 0, total, tuple(to), rule=rule)
         if not rule:
             return Action(route=number, kind=ActionKind.PUNT, reason=Reason.CAPACITY)
         # The kernel does not look at the destinations of a punt; home chooses among them as the kernel would.
-        return Action(number, ActionKind.PUNT, reason, len(to), 0, total, tuple(to), rule)
+        reply = self._reply(rule, info)
+        return Action(number, ActionKind.PUNT, reason, len(to), 0, total, tuple(to), int(reply), rule)
+
+    def _reply(self, rule: int, info: RouteInfo) -> bool:
+        """Whether the kernel can give the rule's answer itself, which is then written; beyond the budget home does."""
+        value = replies.of_rule(info.rule)
+        entries = self._entries[Table.REPLIES]
+        if value is None or len(entries) >= n.REPLIES:
+            return False
+        entries[rule.to_bytes(8, "little")] = value
+        return True
 
     def _cluster_id(self, view: _View, name: str) -> int | None:
         """The number of a cluster, 0 for one that does not exist, None when there was none left for it."""

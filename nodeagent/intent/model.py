@@ -30,6 +30,7 @@ class Table(StrEnum):
     PROGRAMS = "programs"
     CLUSTERS = "clusters"
     RULES = "home_rules"
+    REPLIES = "replies"
     ENDPOINTS = "endpoints"
 
 

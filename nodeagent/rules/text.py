@@ -22,8 +22,8 @@ def encode(rule: Rule) -> bytes:
 
 
 def key_of(text: bytes) -> int:
-    """The 64-bit number that names a rule by its text; never 0."""
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") or 1
+    """The 64-bit number that names a rule by its text; never one below 64, which name refusals (`up_reply`)."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") | 64
 
 
 def decode(text: bytes) -> Rule:

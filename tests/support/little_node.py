@@ -41,6 +41,7 @@ from nodeagent.abi.records import Workload as WorkloadRecord
 from nodeagent.bpf import features
 from nodeagent.bpf.kernel import LinuxKernel
 from nodeagent.intent.homerules import entry
+from nodeagent.intent.replies import packed
 from nodeagent.node import programs
 from nodeagent.node.attach import Attacher, set_workload_id
 from nodeagent.node.interfaces import slot_of
@@ -49,6 +50,7 @@ from nodeagent.node.paths import NodePaths
 from nodeagent.node.programs import Loaded
 from nodeagent.node.registry import Workload
 from nodeagent.rules.model import Rule
+from nodeagent.rules.standing import standing_reply
 
 HOME_PORT, SERVICE_PORT, SERVER_PORT = 15001, 80, 8080
 VIP4, VIP6 = "10.96.7.1", "fd00:96::71"
@@ -271,9 +273,18 @@ class LittleNode:
             self.put("services", key.pack(), Service(kind=1, table=TABLE).pack())
 
     def route(
-        self, host: str, route: int, *clusters: tuple[int, int], reason: int = 0, rule: Rule | None = None
+        self,
+        host: str,
+        route: int,
+        *clusters: tuple[int, int],
+        reason: int = 0,
+        rule: Rule | None = None,
+        reply: bool = False,
     ) -> None:
-        """A virtual host with one route: (weight, cluster) pairs, or a reason for a punt, and home's rule then."""
+        """A virtual host with one route: (weight, cluster) pairs, or why it is punted, and home's rule then.
+
+        reply: the kernel gives the rule's answer, if that is always the same.
+        """
         total, to = 0, []
         for weight, cluster in clusters:
             total += weight
@@ -283,7 +294,11 @@ class LittleNode:
         if rule is not None:
             key, value = entry(rule)
             self.put("home_rules", key.to_bytes(8, "little"), value)
-        action = Action(route, kind, reason, len(to), 0, total, tuple(to), key)
+            if reply:
+                answer = standing_reply(rule)
+                assert answer is not None
+                self.put("replies", key.to_bytes(8, "little"), packed(*answer))
+        action = Action(route, kind, reason, len(to), 0, total, tuple(to), int(reply), key)
         self.put("vhosts", VhostKey(TABLE, host.encode()).pack(), Vhost(0, action).pack())
 
     # ---- home ----

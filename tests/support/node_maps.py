@@ -32,6 +32,8 @@ def specs() -> list[MapSpec]:
         MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, n.Counter.LAST),
         MapSpec("route_stats", MapType.PERCPU_ARRAY, 4, r.RouteStat.size(), n.ROUTE_IDS),
         MapSpec("punt_stats", MapType.PERCPU_HASH, r.PuntKey.size(), 8, n.ROUTE_IDS),
+        MapSpec("reply_stats", MapType.PERCPU_HASH, r.PuntKey.size(), 8, n.ROUTE_IDS),
+        MapSpec("replies", _HASH, 8, r.Reply.size(), n.REPLIES),
         MapSpec("home_stats", _HASH, 4, r.HomeStat.size(), n.ROUTE_IDS),
         MapSpec("home_rules", _HASH, 8, r.HomeRule.size(), n.RULES),
         MapSpec("interface_stats", MapType.PERCPU_ARRAY, 4, r.InterfaceStat.size(), n.INTERFACES),

@@ -18,8 +18,8 @@ from nodeagent.bpf.kernel import LinuxKernel
 from nodeagent.core.decide import MAPS, Decider, Decision
 from nodeagent.core.in_kernel import KernelHeadReader
 from nodeagent.core.libcore import Core, HeadReader
-from nodeagent.home.relay import status_of
 from nodeagent.intent.model import Intent, RouteInfo, Table
+from nodeagent.rules.refusal import status_of
 from underpass.equivalence.athome import AtHome
 from underpass.equivalence.outcome import Kind, Outcome
 from underpass.equivalence.subjects import Subject

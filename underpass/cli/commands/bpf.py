@@ -207,7 +207,7 @@ def _entries(name: str, source: Map, node: Node) -> Iterator[tuple[bytes, bytes]
             value = source.lookup(key)
             if value is not None:
                 yield key, value
-    elif name in ("counters", "route_stats", "punt_stats", "interface_stats"):
+    elif name in ("counters", "route_stats", "punt_stats", "reply_stats", "interface_stats"):
         for key in source.keys():  # noqa: SIM118 - a BPF map, not a dict
             yield key, decoders.summed(name, source.lookup_percpu(key) or [])
     else:

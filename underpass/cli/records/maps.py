@@ -23,6 +23,7 @@ from nodeagent.abi.records import (
     InterfaceStat,
     NameKey,
     PuntKey,
+    Reply,
     RouteStat,
     Service,
     ServiceKey,
@@ -315,6 +316,12 @@ def _home_rule(key: bytes, value: bytes, _: Context) -> Entry:
     return {"rule": f"{_number(key):016x}", "text": rule.text[: rule.len].decode("utf-8", "replace")}
 
 
+def _reply(key: bytes, value: bytes, _: Context) -> Entry:
+    reply, number = Reply.unpack(value), _number(key)
+    answers = n.REASON_LABELS.get(number, str(number)) if number < n.REPLY_FIRST else f"{number:016x}"
+    return {"answers": answers, "status": reply.status, "text": reply.text[: reply.len].decode("utf-8", "replace")}
+
+
 def _interface_stat(_: bytes, value: bytes, context: Context) -> Entry | None:
     stat = InterfaceStat.unpack(value)
     if not stat.ifindex:
@@ -374,13 +381,16 @@ DECODERS: Final[dict[str, Decode]] = {
     "punt_stats": _punt_stat,
     "home_stats": _home_stat,
     "home_rules": _home_rule,
+    "replies": _reply,
+    "reply_stats": _punt_stat,
     "interface_stats": _interface_stat,
     "cgroup_workload": _cgroup,
 }
 """The maps that can be dumped. Of the two others, `sockets` belongs to its sockets and `events` to whoever reads it."""
 
 _SUMMED: Final = {
-    "counters": ("Q", 1), "route_stats": ("Q", 2), "punt_stats": ("Q", 1), "interface_stats": ("Q", 4)
+    "counters": ("Q", 1), "route_stats": ("Q", 2), "punt_stats": ("Q", 1), "reply_stats": ("Q", 1),
+    "interface_stats": ("Q", 4),
 }  # fmt: skip
 
 
@@ -467,7 +477,7 @@ _BY_NAMES: Final = {
     "route_stats": NameKind.ROUTE,
 }
 #: Hashes that are counted by their keys.
-COUNTED: Final = ("services", "vhosts", "names", "conns", "stocks", "punt_stats", "home_stats", "home_rules")
+COUNTED: Final = ("services", "vhosts", "names", "conns", "stocks", "punt_stats", "home_stats", "home_rules", "replies")
 
 
 def pressure(

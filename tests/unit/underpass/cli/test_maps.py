@@ -36,7 +36,7 @@ def test_every_map_of_the_agent_can_be_dumped() -> None:
 def test_configuration_maps(node: FakeNode) -> None:
     (view,) = node.intent.known.of(n.NameKind.VIEW)
     assert lines(node, "config") == [
-        "version=1  generation=0  home_generation=0  home=10.0.0.1:15001  home_kind=underpass-home"
+        f"version={n.ABI_VERSION}  generation=0  home_generation=0  home=10.0.0.1:15001  home_kind=underpass-home"
     ]
     assert lines(node, "workloads") == [f"id=1  workload=shop/web  view={view}  addresses=10.244.0.9,fd00::9"]
     assert f"view={view}  address=10.96.0.10:80  kind=http  table=80 #1" in lines(node, "services")
