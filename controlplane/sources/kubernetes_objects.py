@@ -201,7 +201,8 @@ def service(document: Reader, about: Meta) -> KubeService:
         if not item.has("port"):
             raise RejectedError("no-port", "a port of the Service has no number", "spec.ports")
         target = item.raw("targetPort")
-        if target is not None and not (isinstance(target, str) or (isinstance(target, int) and 0 < target < 65536)):
+        is_port = isinstance(target, int) and not isinstance(target, bool) and 0 < target < 65536
+        if target is not None and not (isinstance(target, str) or is_port):
             raise RejectedError("bad-port", f"targetPort {target!r} is neither a port number nor a name", "spec.ports")
         if isinstance(target, str) and target.isdigit():
             target = int(target)

@@ -154,6 +154,9 @@ def _prune(descriptor: Descriptor, data: Any, path: str, unknown: list[str]) -> 
 
 def _prune_field(field: FieldDescriptor, value: Any, path: str, unknown: list[str]) -> Any:
     kind = field.message_type
+    if field.enum_type is not None:
+        for item in value if isinstance(value, list) else [value]:
+            _known(field, item, path)
     if kind is None:
         return value
     if kind.GetOptions().map_entry:
@@ -166,6 +169,21 @@ def _prune_field(field: FieldDescriptor, value: Any, path: str, unknown: list[st
             return value
         return [_prune(kind, item, f"{path}[{index}]", unknown) for index, item in enumerate(value)]
     return _prune(kind, value, path, unknown)
+
+
+def _known(field: FieldDescriptor, value: Any, path: str) -> None:
+    """Refuse an enum's number that has no name: protobuf lets it pass, and nobody knows what it would mean."""
+    kind = field.enum_type
+    assert kind is not None, path
+    names = [item.name for item in kind.values]
+    if value is None or (isinstance(value, str) and value in names):
+        return
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return  # no number either: json_format says so in its own words
+    if number not in kind.values_by_number:
+        raise IstioSchemaError(f"{path}: {value!r} is none of {', '.join(names)}")
 
 
 def fields(full_name: str) -> Iterator[str]:

@@ -45,6 +45,8 @@ def one(spec: str, head: str = HEAD) -> Accepted | Rejected:
         ("{issuer: a, outputClaimToHeaders: [{header: x, claim: a}, {header: X, claim: b}]}", "duplicate-header"),
         ("{issuer: a, outputPayloadToHeader: 'host'}", "bad-header"),
         ("{issuer: a, presence: SOMETIMES}", "invalid-field"),
+        ("{issuer: a, presence: 7}", "invalid-field"),
+        ("{issuer: a, presence: '-1'}", "invalid-field"),
     ],
 )
 def test_refused(rule: str, code: str) -> None:
