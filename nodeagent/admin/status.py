@@ -101,6 +101,7 @@ def document(
     applied: ApplyState,
     errors: Iterable[str],
     home: Iterable[tuple[str, int]],
+    waypoint: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The whole document."""
     rows = [view_status(live) for live in views]
@@ -110,6 +111,7 @@ def document(
         "started": started,
         "xds": {"target": xds, "connected": all(row["connected"] for row in rows) if rows else None},
         "home": [f"[{a}]:{p}" if ":" in a else f"{a}:{p}" for a, p in home],
+        "waypoint": dict(waypoint),
         "views": rows,
         "workloads": [asdict(state) for state in workloads],
         "rejections": [rejection_status(rejection) for rejection in rejections],

@@ -67,7 +67,10 @@ _DEFAULT_MSS = 1360
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line says. listen: home addresses; none where an Envoy is the home peer."""
+    """What the command line says.
+
+    listen: home addresses; none where an Envoy is the home peer. standby: they are ours only while no Envoy has them.
+    """
 
     node: str
     listen: tuple[tuple[str, int], ...]
@@ -77,6 +80,7 @@ class Settings:
     drain: float
     max_upstreams: int
     verbose: bool
+    standby: bool = False
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -101,6 +105,9 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
     parser.add_argument(
         "--upstreams-only", action="store_true", help="an Envoy is the home peer: keep upstreams, listen nowhere"
     )
+    parser.add_argument(
+        "--standby", action="store_true", help="take the home addresses only while no Envoy listens there"
+    )
     parser.add_argument("--run-dir", type=Path, help="directory of the node (/run/underpass/NODE)")
     parser.add_argument("--bpffs", type=Path, help="the node's pins (<bpffs>/underpass/NODE)")
     parser.add_argument("--mss", type=int, default=_DEFAULT_MSS, help=f"largest segment of clients ({_DEFAULT_MSS})")
@@ -122,10 +129,13 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         raise SettingsError(
             "--upstreams-only", "--listen is given, too", "name the Envoy to the agent: --home, --home-is-envoy"
         )
+    if given.standby and not given.listen:
+        raise SettingsError("--standby", "there is no --listen", "give the home addresses, too")
     listen = tuple(parse_address(text) for text in given.listen)
     return Settings(
-        given.node, listen, given.run_dir, given.bpffs, given.mss, given.drain, given.max_upstreams, given.verbose
-    )
+        given.node, listen, given.run_dir, given.bpffs, given.mss, given.drain, given.max_upstreams, given.verbose,
+        given.standby,
+    )  # fmt: skip
 
 
 class Home:
@@ -185,7 +195,7 @@ class Home:
         self._watch()
         for address, port in self._settings.listen:
             try:
-                self.clients.listen(address, port, self._settings.mss)
+                self.clients.listen(address, port, self._settings.mss, self._settings.standby)
             except OSError as cause:
                 raise SettingsError(
                     f"--listen {address}:{port}", str(cause), "see `ss -ltnp` for who listens there"
@@ -284,6 +294,7 @@ class Home:
             "generation": self.generation,
             "time": time.time(),
             "listen": [f"[{a}]:{p}" if ":" in a else f"{a}:{p}" for a, p in self._settings.listen],
+            "standby": self._settings.standby,
             "workloads": sorted(pod.key for pod in self.pods.by_id.values()),
             "requests": requests,
             "refused": refused,

@@ -36,6 +36,7 @@ from nodeagent.home.commands import (
 )
 from nodeagent.home.control import Control, packed, tuple_key
 from nodeagent.home.ends import Client, Leg, bound
+from nodeagent.home.listening import listening
 from nodeagent.home.loop import ERROR, IN, OUT, Loop
 from nodeagent.home.mirrors import Mirrors
 from nodeagent.home.pipes import HIGH, WORTH, Outlet
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("underpass.home")
 
 _CHUNK = 1 << 16
-_BACKLOG = 4096
-_FREEBIND = 15  # IP_FREEBIND, also for IPv6 sockets
 _ACCEPTS = 64  # at one wake-up, so that others get their turn
 _CONNECT_TIMEOUT = 3.0
 _HEAD_TIMEOUT = 60.0
@@ -81,6 +80,7 @@ class Clients:
         self._chooser = Chooser(decider)
         self.mirrors = Mirrors(loop, pods, core, decider)
         self._listeners: list[socket.socket] = []
+        self._standby = False
         self._by_key: dict[bytes, Client] = {}
         self._waiting: dict[Client, None] = {}  # those with a deadline
         self._legs: dict[Pair, list[Leg]] = {}
@@ -90,25 +90,10 @@ class Clients:
 
     # ---- listening ----
 
-    def listen(self, address: str, port: int, mss: int) -> None:
-        """Listens at a home address. mss: largest segment asked of clients, 0: the interface's. OSError."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # the bridge may get its address, or IPv6 be done with checking it for duplicates, after us
-            listener.setsockopt(socket.IPPROTO_IP, _FREEBIND, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if mss:
-                # the kernel's segments go on to endpoints as they are, so none may be larger than any endpoint takes
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
-            listener.bind((address, port))
-            listener.listen(_BACKLOG)
-        except OSError:
-            listener.close()
-            raise
+    def listen(self, address: str, port: int, mss: int, standby: bool = False) -> None:
+        """Listens at a home address, as `listening` says. OSError."""
+        listener = listening(address, port, mss, standby)
+        self._standby = standby
         own = packed(address)
         self._listeners.append(listener)
         self._loop.add(listener.fileno(), IN, lambda _: self._accept(listener, own, port))
@@ -221,6 +206,7 @@ class Clients:
             self._core.reason_name,
             exchanges(self._reader, framing, self._chooser, address_text(client.key[:16])),
             elsewhere(self._decider),
+            self._standby,
         )
         return client.relay
 

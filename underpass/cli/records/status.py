@@ -130,6 +130,7 @@ def node(facts: NodeFacts, clients: Iterable[Mapping[str, Any]]) -> dict[str, An
             "refused": home.get("refused", 0),
             "upstreams": home.get("upstreams", {}),
         },
+        "waypoint": dict(agent.get("waypoint", {"state": "off"})) if facts.answers else {"state": "unknown"},
         "views": [view(row, known) for row in agent.get("views", ())],
         "workloads": [workloads[key] for key in sorted(workloads)],
         "programs": {"pinned": list(facts.programs), "attachments": sum(facts.links.values())},
@@ -179,6 +180,9 @@ def _node_problems(one: Mapping[str, Any], slots: int) -> Iterator[str]:
         yield "the agent is not running; what is pinned goes on as it is"
     if not one["home"]["running"]:
         yield "underpass-home is not running: no upstreams are opened, and nobody serves what the kernel leaves"
+    waypoint = one["waypoint"]
+    if waypoint["state"] not in ("off", "unknown", "ready"):
+        yield f"the waypoint is {waypoint['state']}: {waypoint.get('reason') or 'Envoy is on its way'}"
     if one["agent"]["apply"].get("error"):
         yield f"the last change was not applied: {one['agent']['apply']['error']}"
     for text in one["agent"]["registry_errors"]:
@@ -271,6 +275,8 @@ def _node_lines(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "  home", f"running (pid {home['pid']}) at {', '.join(home['listen'])}, {upstreams} upstreams, {served}"
     else:
         yield "  home", "NOT RUNNING"
+    if one["waypoint"]["state"] not in ("off", "unknown"):
+        yield "  waypoint", _waypoint(one["waypoint"])
     yield "  views", _tally(item["state"] for item in one["views"])
     yield "  workloads", _tally(item["state"] for item in one["workloads"])
     yield "  programs", f"{len(one['programs']['pinned'])} pinned, {one['programs']['attachments']} attachments"
@@ -286,6 +292,14 @@ def _node_lines(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         source = item.get("source")
         place = f" ({source['file']}:{source['line']})" if source else ""
         yield "  not kernel", f"{item['kind']} {item['name']}{place}: {item['reason']}; {item['effect']}"
+
+
+def _waypoint(told: Mapping[str, Any]) -> str:
+    """Its state, loudly when it is not ready."""
+    state = "ready" if told["state"] == "ready" else str(told["state"]).upper()
+    pid = f" (pid {told['pid']})" if told.get("pid") else ""
+    reason = f": {told['reason']}" if told.get("reason") else ""
+    return f"Envoy {state}{pid}{reason}, restarted {told.get('restarts', 0)} times"
 
 
 def _tally(states: Iterable[str]) -> str:

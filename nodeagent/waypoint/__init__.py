@@ -1,0 +1,1 @@
+"""The node-local waypoint: an Envoy that the agent starts, watches, drains and restarts."""
