@@ -367,7 +367,7 @@ UP_INLINE void up_scan_known(struct up_scratch *s, __u32 value_len)
 	}
 }
 
-/* One step over the header lines: a name, or up to 64 bytes of a value. */
+/* One step over the header lines: a name and up to 64 bytes of its value, or 64 more. A step is a call, which costs as much as a line. */
 static long up_scan_lines(__u32 i, void *state)
 {
 	struct up_scratch *s = ((struct up_step *)state)->s;
@@ -417,10 +417,9 @@ named:
 		pos += k + 1;
 		if (s->buf[UP_BUF(pos)] == ' ')
 			pos++;
+		pos = up_opaque(s, pos, 2 * UP_HEAD_MAX - 1);
 		c->value = pos;
-		c->pos = pos;
 		c->in_value = 1;
-		return 0;
 	}
 	for (k = 0; k < 8; k++) {
 		__u64 m = up_not_text(up_load64(s->buf + UP_BUF(pos)));
@@ -572,8 +571,8 @@ UP_FUNCTION int up_head_parse(struct up_scratch *s, __u32 n)
 	}
 	c->pos = at + 11;
 	c->done = 0;
-	/* a name or 64 bytes of value a step: every line costs at least two */
-	up_loop(2 * UP_LINES_MAX + 4 + UP_HEAD_MAX / 64, up_scan_lines, &step);
+	/* a line with 64 bytes of its value a step, or 64 more of them */
+	up_loop(UP_LINES_MAX + 4 + UP_HEAD_MAX / 64, up_scan_lines, &step);
 	if (!c->done) {
 		if (!c->reason)
 			c->reason = UP_R_TOO_MANY_LINES;

@@ -49,11 +49,11 @@ def expected_domains(host: str) -> list[str]:
     """Envoy's order: the host itself, wildcards from the longest suffix to the shortest, everything."""
     labels = host.split(".")
     wide = ["*." + ".".join(labels[k:]) for k in range(1, len(labels))]
-    return [host, *[w for w in wide if w != "*."][:SUFFIXES], "*"]
+    return [host, *[w for w in wide if w != "*."], "*"]
 
 
 @pytest.mark.parametrize(
-    "host", ["a", "a.b", "a.b.c", "x.reviews.default.svc.cluster.local", ".".join("abcdefghijkl"), "a" * (HOST_MAX - 1)]
+    "host", ["a", "a.b", "a.b.c", "x.reviews.default.svc.cluster.local", ".".join("abcdefghi"), "a" * (HOST_MAX - 1)]
 )
 def test_domains_in_envoys_order(reader: HeadReader, host: str) -> None:
     assert ask(reader, host) == Reason.OK
@@ -63,10 +63,19 @@ def test_domains_in_envoys_order(reader: HeadReader, host: str) -> None:
 _LABEL = st.text(alphabet="abz09-_", min_size=1, max_size=12)
 
 
+def test_a_host_with_more_suffixes_than_are_looked_up_is_not_ours(reader: HeadReader) -> None:
+    """Its longest wildcards would be passed over in silence."""
+    assert ask(reader, ".".join("a" * (SUFFIXES + 1))) == Reason.OK
+    assert ask(reader, ".".join("a" * (SUFFIXES + 2))) == Reason.BAD_HOST
+
+
 @settings(deadline=None)
 @given(labels=st.lists(_LABEL, min_size=1, max_size=12), port=st.sampled_from(["", ":1", ":8080"]))
 def test_domains_of_any_host(reader: HeadReader, labels: list[str], port: str) -> None:
     host = ".".join(labels)[: HOST_MAX - 1].rstrip(".")
+    if host.count(".") > SUFFIXES:
+        assert ask(reader, host.upper() + port) == Reason.BAD_HOST
+        return
     assert ask(reader, host.upper() + port) == Reason.OK
     domains = reader.domains()
     assert [d.rstrip(b"\0").decode() for d in domains] == expected_domains(host)
