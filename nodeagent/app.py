@@ -43,6 +43,7 @@ from nodeagent.reconcile import Reconciler
 from nodeagent.settings import Settings, parse_arguments, parse_home
 from nodeagent.telemetry.prometheus import render
 from nodeagent.watch import Coalescer, every
+from nodeagent.waypoint.process import NOTE, end_predecessor
 from nodeagent.waypoint.service import WaypointService, prepare
 from nodeagent.xds.client import ViewStream, open_channel
 from nodeagent.xds.live import LiveView
@@ -357,8 +358,8 @@ class Agent:
             stands_by = bool(data.get("standby"))
         except (OSError, ValueError, KeyError, TypeError, SettingsError):
             return  # not there yet, or being replaced; the last known peers stay
-        if self._waypoint is not None:
-            self._waypoint.home_seen(stands_by)
+        if self._waypoint is not None and self._waypoint.home_seen(stands_by):
+            self._status_due.set()
         if homes and homes != self._home:
             self._home = homes
             self._configure()
@@ -483,6 +484,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         held = lock(paths.run / "agent.lock")
         try:
             if settings.cleanup:
+                end_predecessor(paths.run / NOTE)
                 cleanup.remove(LinuxKernel(), paths)
             else:
                 asyncio.run(_run(settings, paths))

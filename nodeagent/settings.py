@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -11,8 +12,10 @@ from typing import Final
 
 from nodeagent.errors import SettingsError
 
+_NAMESPACE: Final = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 DEFAULT_NODE: Final = "node-1"
 DEFAULT_XDS: Final = "127.0.0.1:15010"
+DEFAULT_NAMESPACE: Final = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,9 @@ class Settings:
     """What the command line says.
 
     home: home peers, one per IP family at most; empty: those that underpass-home reports. home_is_envoy: they are an
-    Envoy's. waypoint: the agent runs an Envoy itself, with the bootstrap `envoy_config`; envoy: its executable, None
-    finds one. cgroup_root: mount point of cgroup v2, None finds it. bpffs: the node's directory of pins, or None.
+    Envoy's. waypoint: the agent runs an Envoy itself, with the bootstrap `envoy_config` and what a sidecar of
+    `envoy_namespace` is served; envoy: its executable, None finds one. cgroup_root: mount point of cgroup v2, None
+    finds it. bpffs: the node's directory of pins, None the usual.
     """
 
     node: str = DEFAULT_NODE
@@ -34,6 +38,7 @@ class Settings:
     waypoint: bool = False
     envoy: Path | None = None
     envoy_config: Path | None = None
+    envoy_namespace: str = DEFAULT_NAMESPACE
     log_format: str = "text"
     log_level: str = "info"
     cleanup: bool = False
@@ -80,6 +85,12 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
     parser.add_argument(
         "--envoy-config", type=Path, metavar="FILE", help="its bootstrap: listeners at the home addresses"
     )
+    parser.add_argument(
+        "--envoy-namespace",
+        default=DEFAULT_NAMESPACE,
+        metavar="NS",
+        help=f"it sees what a sidecar of this namespace sees ({DEFAULT_NAMESPACE})",
+    )
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     parser.add_argument(
@@ -100,8 +111,12 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
             "its listeners cannot be made here yet: an Envoy does not learn which service a connection was meant for",
             "give --envoy-config FILE with listeners at the home addresses",
         )
-    if not auto and (given.envoy or given.envoy_config):
-        raise SettingsError("--envoy, --envoy-config", "no Envoy is to be run", "add --waypoint auto")
+    if not auto and (given.envoy or given.envoy_config or given.envoy_namespace != DEFAULT_NAMESPACE):
+        raise SettingsError(
+            "--envoy, --envoy-config, --envoy-namespace", "no Envoy is to be run", "add --waypoint auto"
+        )
+    if not _NAMESPACE.fullmatch(given.envoy_namespace):
+        raise SettingsError(f"--envoy-namespace {given.envoy_namespace!r}", "no name of a namespace", "write default")
     if given.waypoint not in ("auto", "off"):
         given.home, given.home_is_envoy = [given.waypoint], True
     homes = tuple(parse_home(text) for text in given.home)
@@ -123,6 +138,7 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         waypoint=auto,
         envoy=given.envoy,
         envoy_config=given.envoy_config,
+        envoy_namespace=given.envoy_namespace,
         log_format=given.log_format,
         log_level=given.log_level,
         cleanup=given.cleanup,

@@ -24,6 +24,8 @@ import structlog
 from nodeagent.errors import SettingsError
 from nodeagent.waypoint.supervisor import USUAL, Bounds, Order, State, Supervisor
 
+#: In the node's run directory: which process is its Envoy.
+NOTE: Final = "waypoint.json"
 _ADMIN_S: Final = 1.0  # an Envoy that takes longer to answer one question does not answer
 _LONGEST_SOCKET_PATH: Final = 107
 _GAUGES: Final = "downstream_cx_active$"
@@ -108,7 +110,7 @@ class Waypoint:
 
     async def run(self) -> None:
         """Keep it running until cancelled; then drain and end it, which takes no longer than the bounds say."""
-        await asyncio.to_thread(end_predecessor, self._launch.run / "waypoint.json")
+        await asyncio.to_thread(end_predecessor, self._launch.run / NOTE)
         try:
             await self._obey(self._supervisor.begin(time.monotonic()))
             while True:
@@ -122,7 +124,9 @@ class Waypoint:
         machine = self._supervisor
         wait = max(0.0, (machine.wake or 0.0) - time.monotonic())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), wait)
+            # not wait_for: that of Python 3.11 loses a cancellation that comes together with the event
+            async with asyncio.timeout(wait):
+                await self._woken.wait()
         self._woken.clear()
         if machine.probing:
             before = self._process
@@ -178,7 +182,7 @@ class Waypoint:
                     *self._launch.command(), stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file,
                     start_new_session=True,
                 )  # fmt: skip
-            remember(self._launch.run / "waypoint.json", self._process.pid)
+            remember(self._launch.run / NOTE, self._process.pid)
         except OSError as cause:
             self._gone(f"not started: {cause}")
             return
@@ -192,7 +196,7 @@ class Waypoint:
     def _gone(self, how: str) -> None:
         self._supervisor.exited(time.monotonic(), how)
         self._process = None
-        (self._launch.run / "waypoint.json").unlink(missing_ok=True)
+        (self._launch.run / NOTE).unlink(missing_ok=True)
         self._tell()
         self._woken.set()
 

@@ -14,8 +14,7 @@ from nodeagent.settings import Settings
 from nodeagent.waypoint.bootstrap import overlay
 from nodeagent.waypoint.process import Launch, Waypoint, admin_socket, find_envoy
 
-#: What the mesh exports to everybody is what it sees; the root namespace has nothing of its own to add.
-_NODE_ID: Final = "sidecar~127.0.0.1~waypoint-{node}.istio-system~istio-system.svc.cluster.local"
+_NODE_ID: Final = "sidecar~127.0.0.1~waypoint-{node}.{namespace}~{namespace}.svc.cluster.local"
 
 log = structlog.get_logger("waypoint")
 
@@ -28,8 +27,8 @@ def prepare(settings: Settings, run: Path) -> WaypointService:
     host, _, port = settings.xds.rpartition(":")
     part = overlay(
         xds=(host.strip("[]"), int(port)),
-        node_id=_NODE_ID.format(node=settings.node),
-        metadata={"NAMESPACE": "istio-system", "NODE_NAME": settings.node},
+        node_id=_NODE_ID.format(node=settings.node, namespace=settings.envoy_namespace),
+        metadata={"NAMESPACE": settings.envoy_namespace, "NODE_NAME": settings.node},
         admin=str(admin_socket(run)),
     )
     return WaypointService(Launch(find_envoy(settings.envoy), run, config.absolute(), part))
@@ -39,7 +38,7 @@ class WaypointService:
     """Waits for a home that stands by; from then on the process is supervised."""
 
     def __init__(self, launch: Launch) -> None:
-        self._launch = launch
+        self.launch = launch
         self._home = asyncio.Event()
         self._reason = "waits for underpass-home"
         self._process: Waypoint | None = None
@@ -49,12 +48,14 @@ class WaypointService:
         """Whether an Envoy serves."""
         return self._process is not None and self._process.ready
 
-    def home_seen(self, stands_by: bool) -> None:
-        """What underpass-home says of itself."""
+    def home_seen(self, stands_by: bool) -> bool:
+        """What underpass-home says of itself. Returns whether the status document says something else for it."""
+        before = self._reason
         if stands_by:
             self._home.set()
         elif not self._home.is_set():
             self._reason = "underpass-home does not stand by: start it with --standby"
+        return self._reason != before
 
     def status(self) -> dict[str, Any]:
         """For the status document."""
@@ -65,7 +66,7 @@ class WaypointService:
     async def run(self, changed: Callable[[], None]) -> None:
         """Until cancelled. Whatever goes wrong here, the agent goes on."""
         await self._home.wait()
-        self._process = Waypoint(self._launch, changed)
+        self._process = Waypoint(self.launch, changed)
         try:
             await self._process.run()
         except Exception as error:  # noqa: BLE001 - routes of the kernel must not depend on an Envoy's fate

@@ -29,6 +29,11 @@ def test_homes_may_be_given_together_or_apart() -> None:
         (["--home-is-envoy"], "no --home is given"),
         (["--node", "a/b"], "without slashes"),
         (["--xds", "localhost"], "not a host and a port"),
+        (["--waypoint", "auto"], "give --envoy-config FILE"),
+        (["--waypoint", "yes"], "write 10.0.0.1:15001"),
+        (["--waypoint", "10.0.0.1:15001", "--home", "10.0.0.1:15001"], "--home is given, too"),
+        (["--envoy", "/usr/bin/envoy"], "add --waypoint auto"),
+        (["--waypoint", "auto", "--envoy-config", "x", "--envoy-namespace", "a~b"], "no name of a namespace"),
     ],
 )
 def test_mistakes(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,3 +43,14 @@ def test_mistakes(arguments: list[str], text: str, capsys: pytest.CaptureFixture
     out = capsys.readouterr()
     assert text in out.err
     assert "Traceback" not in out.err
+
+
+def test_a_waypoint_that_runs_elsewhere_is_a_home_peer() -> None:
+    settings = parse_arguments(["--waypoint", "10.0.0.9:15001"])
+    assert (settings.home, settings.home_is_envoy, settings.waypoint) == ((("10.0.0.9", 15001),), True, False)
+
+
+def test_a_waypoint_of_our_own() -> None:
+    settings = parse_arguments(["--waypoint", "auto", "--envoy-config", "/e.yaml", "--envoy", "/bin/envoy"])
+    assert (settings.waypoint, settings.home_is_envoy, settings.envoy_namespace) == (True, False, "default")
+    assert (str(settings.envoy), str(settings.envoy_config)) == ("/bin/envoy", "/e.yaml")

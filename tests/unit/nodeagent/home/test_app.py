@@ -41,6 +41,7 @@ def test_bad_addresses(text: str) -> None:
         ["--max-upstreams", "0"],
         ["--listen", "x"],
         ["--upstreams-only", "--listen", "10.0.0.1:15001"],
+        ["--standby"],
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,3 +49,9 @@ def test_the_end_of_the_array_goes_on_at_its_start_and_too_many_are_not_counted(
     last = n.INTERFACES - 1
     found = [interfaces.slot_of(stats, last + k * n.INTERFACES) for k in range(n.INTERFACE_PROBES + 1)]
     assert found == [last, *range(n.INTERFACE_PROBES - 1), None]
+
+
+def test_who_has_an_address() -> None:
+    assert interfaces.holder_of("127.0.0.1") == "lo"
+    with pytest.raises(OSError, match="Cannot assign"):
+        interfaces.holder_of("192.0.2.77")

@@ -163,3 +163,24 @@ def test_a_policy_that_nothing_enforces_is_a_problem_and_never_just_a_remark() -
     assert found["problems"] == [f"node-1: {text}"]
     assert records.exit_code(found) == FAILED
     assert "  not kernel" not in dict(records.lines(found))
+
+
+@pytest.mark.parametrize(
+    ("told", "line", "problem"),
+    [
+        ({"state": "off"}, None, None),
+        ({"state": "ready", "pid": 7, "restarts": 1}, "Envoy ready (pid 7), restarted 1 times", None),
+        (
+            {"state": "waiting", "reason": "killed by SIGKILL", "pid": 0, "restarts": 2},
+            "Envoy WAITING: killed by SIGKILL, restarted 2 times",
+            "node-1: the waypoint is waiting: killed by SIGKILL",
+        ),
+        ({"state": "starting", "pid": 8}, "Envoy STARTING (pid 8), restarted 0 times",
+         "node-1: the waypoint is starting: Envoy is on its way"),
+    ],
+)  # fmt: skip
+def test_the_waypoint(told: dict[str, Any], line: str | None, problem: str | None) -> None:
+    found = judge(facts(agent_changes={"waypoint": told}))
+    assert dict(records.lines(found)).get("  waypoint") == line
+    assert found["problems"] == ([problem] if problem else [])
+    assert found["nodes"][0]["waypoint"] == told
