@@ -144,10 +144,9 @@ def test_killed_under_load(world: World) -> None:
         answers = told[name]["answers"]
         assert answers["503 route-rewrite"], answers
         for answer, times in told[name]["at"].items():
-            # an answer that was under way at the death is cut off; the rest is refused by name, and only for so long
-            assert answer == "503 route-rewrite" or len(times) == 1, (name, answers, times, killed)
-            assert killed - 0.1 < min(times), (name, answer, killed)
-            assert max(times) < back + 0.5, (name, answer, times[-3:], back)
+            # what the dying process had accepted is cut off; the rest is refused by name, and only for so long
+            until = back + 0.5 if answer == "503 route-rewrite" else killed + 0.2
+            assert killed - 0.1 < min(times) <= max(times) < until, (name, answer, times, killed, back)
     assert world.waypoint.waypoint.status()["restarts"] >= 1
 
 

@@ -34,11 +34,12 @@ def ask(sock: socket.socket, stream: Any, name: str) -> tuple[str, bool]:
 
 
 def load(host: str, port: int, name: str, keep: bool, end: float, told: dict[str, Any], up: threading.Barrier) -> None:
-    sock, stream = connect(host, port)
+    sock: socket.socket | None = None
+    stream: Any = None
     first = True
     while time.monotonic() < end:
         try:
-            if not keep and not first:
+            if sock is None:
                 sock, stream = connect(host, port)
             answer, goes_on = ask(sock, stream, name)
         except OSError as error:
@@ -50,13 +51,10 @@ def load(host: str, port: int, name: str, keep: bool, end: float, told: dict[str
         if first:
             first = False
             up.wait()
-        if not keep:
+        if sock is not None and not (keep and goes_on):
             stream.close()
             sock.close()
-        elif not goes_on:
-            stream.close()
-            sock.close()
-            sock, stream = connect(host, port)
+            sock = None
         time.sleep(0.002)
 
 
