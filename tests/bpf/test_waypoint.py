@@ -119,7 +119,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def test_killed_under_load(world: World) -> None:
-    """The kernel's routes lose nothing, on open connections and new ones; Envoy is back within two seconds.
+    """The kernel's routes lose nothing on open connections, nor on new ones from then on; Envoy is back within 2 s.
 
     What only Envoy can do gets a 503 that names the reason, and Envoy again as soon as it is back.
     """
@@ -136,8 +136,14 @@ def test_killed_under_load(world: World) -> None:
     assert back - killed < 2, back - killed
     asked = 0
     for name in ("a open", "a new", "b open", "b new"):
-        assert told[name]["answers"] == {"200": told[name]["asked"]}, (name, told[name], killed, back)
         asked += told[name]["asked"]
+        lost = sorted(time for times in told[name]["at"].values() for time in times)
+        if name.endswith("new") and lost:
+            # accepted by the dying process, closed by it before the first request was there: the one gap that is left
+            assert len(lost) == 1, (name, told[name], killed, back)
+            assert killed <= lost[0] < killed + 0.05, (name, told[name], killed, back)
+        else:
+            assert lost == [], (name, told[name], killed, back)
     assert asked > 1000
     assert world.node.counter(Counter.KERNEL) - kernel >= asked * 0.99
     for name in ("rewritten open", "rewritten new"):
@@ -148,6 +154,34 @@ def test_killed_under_load(world: World) -> None:
             until = back + 0.5 if answer == "503 route-rewrite" else killed + 0.2
             assert killed - 0.1 < min(times) <= max(times) < until, (name, answer, times, killed, back)
     assert world.waypoint.waypoint.status()["restarts"] >= 1
+
+
+IDLE = """
+import socket, sys
+from tests.support.steady_client import ask, connect
+def told(end):
+    try:
+        return ask(*end, "a")[0]
+    except OSError as error:
+        return "closed"
+fresh, used = connect(sys.argv[1], int(sys.argv[2])), connect(sys.argv[1], int(sys.argv[2]))
+print(told(used), flush=True)
+sys.stdin.readline()
+print(told(fresh).lower().replace("none", "closed"), told(used), told(used))
+"""
+
+
+def test_idle_connections_at_its_death(world: World) -> None:
+    """One that the kernel has taken over outlives it; one without a request yet ends, as with any server that ends."""
+    world.warm("a")
+    command = ["env", f"PYTHONPATH={repository()}", sys.executable, "-c", IDLE, VIP4, str(SERVICE_PORT)]
+    child = world.node.spawn(world.client, command, enrolled=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"200\n", child.communicate()
+    pid = world.waypoint.pid()
+    os.kill(pid, signal.SIGKILL)
+    wait_for("another is ready", lambda: world.waypoint.waypoint.ready and world.waypoint.pid() != pid, every=0.005)
+    assert child.communicate(b"\n", timeout=20)[0] == b"closed 200 200\n"
 
 
 def test_home_starts_again_beneath_an_envoy(world: World) -> None:
