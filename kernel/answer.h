@@ -28,12 +28,19 @@ static __noinline int up_answer(struct __sk_buff *skb, struct up_conn *c, struct
 
 	if (!c || !p)
 		return UP_TC_SHOT;
-	id = c->reply;
-	r = bpf_map_lookup_elem(&replies, &id);
-	if (!r || r->len < c->reply_len)
-		return UP_TC_SHOT;
 	if (!p->pay)
 		return UP_TC_STOLEN;
+	id = c->reply;
+	r = bpf_map_lookup_elem(&replies, &id);
+	if ((!r || r->len < c->reply_len) && !up_answered_all(c, p->ack)) {
+		/* Its rule went while the answer was lost. Nobody else has the request: the client must hear that, and not wait. */
+		x.seq = c->reply_seq;
+		x.ack = p->seq + p->pay;
+		x.rst = 1;
+		x.flags = BPF_F_INGRESS;
+		up_count(UP_C_ABORTED);
+		return up_reflect(skb, p, &x);
+	}
 	end = p->seq + p->pay;
 	if (up_after(end, c->next)) /* a pipelined head behind: the client sends it again */
 		end = c->next;
@@ -42,7 +49,7 @@ static __noinline int up_answer(struct __sk_buff *skb, struct up_conn *c, struct
 	again = up_after(c->taken, p->seq);
 	if (up_after(end, c->taken))
 		c->taken = end;
-	if (!up_answered_all(c, p->ack)) {
+	if (r && !up_answered_all(c, p->ack)) {
 		x.text = r->text;
 		x.n = c->reply_len;
 		if (again)

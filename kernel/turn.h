@@ -12,6 +12,7 @@ struct up_reflection {
 	__u32 seq, ack;
 	__u32 window;
 	__u32 flags; /* of bpf_redirect() */
+	__u32 rst;
 };
 
 struct up_headers {
@@ -68,7 +69,7 @@ static __noinline int up_reflect(struct __sk_buff *skb, struct up_packet *p, str
 	((struct up_u32 *)(tcp + 4))->v = bpf_htonl(x->seq);
 	((struct up_u32 *)(tcp + 8))->v = bpf_htonl(x->ack);
 	tcp[12] = (ts ? 8 : 5) << 4;
-	tcp[13] = x->n ? 0x18 : 0x10; /* ACK, PSH */
+	tcp[13] = x->rst ? 0x14 : x->n ? 0x18 : 0x10; /* ACK, with PSH or RST */
 	((struct up_u16 *)(tcp + 14))->v = bpf_htons(x->window);
 	((struct up_u32 *)(tcp + 16))->v = 0; /* checksum, urgent pointer */
 	if (ts) {			      /* our newest stamp is the one that it echoes */
@@ -128,7 +129,7 @@ static __noinline int up_reflect(struct __sk_buff *skb, struct up_packet *p, str
 /* Answers a packet from outside as the absent client would: an acknowledgement at S, R. */
 static __noinline int up_turn(struct __sk_buff *skb, struct up_packet *p, __u32 S, __u32 R)
 {
-	struct up_reflection x = { 0, 0, S, R, 512, 0 };
+	struct up_reflection x = { 0, 0, S, R, 512, 0, 0 };
 
 	up_count(UP_C_TURNED);
 	return up_reflect(skb, p, &x);

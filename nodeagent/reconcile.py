@@ -117,7 +117,8 @@ class Reconciler:
         counted = {int.from_bytes(key, "little") for key in homes.keys()}  # noqa: SIM118 - a BPF map, not a dict
         homes.delete_many(route.to_bytes(4, "little") for route in sorted(routes & counted))
         for counts in (punts, replies):
-            counts.delete_many([key for key in counts.keys() if PuntKey.unpack(key).route in routes])  # noqa: SIM118
+            known = counts.keys()
+            counts.delete_many([key for key in known if PuntKey.unpack(key).route in routes])
 
     # ---- configuration ----
 

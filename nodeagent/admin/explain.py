@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from nodeagent.abi import numbers as n
 from nodeagent.abi.numbers import REASON_LABELS, ActionKind, NameKind, Reason, ServiceKind
 from nodeagent.abi.records import (
     Config,
     Endpoint,
+    Reply,
     Service,
     ServiceKey,
     Stock,
@@ -33,9 +35,10 @@ from nodeagent.bpf.abc import Kernel, Map
 from nodeagent.bpf.errors import NotPinnedError
 from nodeagent.bpf.kernel import LinuxKernel
 from nodeagent.core.decide import MAPS, Decider, Decision
-from nodeagent.core.libcore import Core, HeadReader
+from nodeagent.core.libcore import FLAG_CLOSE, FLAG_EXPECT, Core, HeadReader
 from nodeagent.errors import AgentError, NotRunningError
 from nodeagent.rules.refusal import status_of
+from nodeagent.rules.text import encode, key_of
 from nodeagent.telemetry.read import RouteCount, names_of, route_of
 
 _TCP: Final = 6
@@ -75,13 +78,15 @@ class Considered:
 class Explanation:
     """The answer.
 
-    outcome: `kernel` (one of `candidates`), `home` (left to the home peer, `reason` says why), `tcp` (the connection
-    itself is sent to one of `candidates`), `refused` (the connection is), `untouched` (not a service of the view).
+    outcome: `kernel` (one of `candidates`; with a `status` the kernel answers itself), `home` (left to the home peer,
+    `reason` says why), `tcp` (the connection itself is sent to one of `candidates`), `refused` (the connection is),
+    `untouched` (not a service of the view).
     clusters: what the weighted choice is between. domain: the virtual host's domain that matched.
 
     drawn: the cluster that this one draw of the weights gave; endpoint: the one that its balancing gave. Another
-    request may draw otherwise. home: who the home peer is, `underpass-home` or `envoy`; status: what underpass-home
-    answers itself, 0 when it forwards the request. considered: all routes of the virtual host, the earlier first.
+    request may draw otherwise. home: who the home peer is, `underpass-home` or `envoy`; status: what the kernel or
+    underpass-home answers itself, 0 when the request is forwarded. considered: all routes of the virtual host, the
+    earlier first.
     """
 
     outcome: str
@@ -122,7 +127,7 @@ def request(
     edge = kernel or LinuxKernel()
     with ExitStack() as stack:
         maps: dict[str, Map] = {}
-        for name in (*MAPS, "names", "workloads", "services", "stocks", "config"):
+        for name in (*MAPS, "replies", "names", "workloads", "services", "stocks", "config"):
             try:
                 maps[name] = edge.pinned_map(bpffs_dir / "maps" / name)
             except NotPinnedError as error:
@@ -141,7 +146,7 @@ class _Explainer:
         envoy = config is not None and Config.unpack(config).home_kind == 1
         self._home = "envoy" if envoy else "underpass-home"
         self._number, self._own, self._family = 0, Workload(), 4
-        self._reader = HeadReader(core)
+        self._reader, self._plain = HeadReader(core), False
         self._names = {kind: names_of(maps, kind) for kind in NameKind}
 
     def explain(self, workload: str, method: str, url: str, headers: Sequence[tuple[str, str]]) -> Explanation:
@@ -176,12 +181,14 @@ class _Explainer:
     def _decide(
         self, table: int, method: str, target: str, authority: str, headers: Sequence[tuple[str, str]]
     ) -> Decision:
-        host = next((v for n, v in headers if n.lower() == "host"), authority)
+        host = next((value for name, value in headers if name.lower() == "host"), authority)
         lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
         lines += [f"{name}: {value}" for name, value in headers if name.lower() != "host"]
         head = self._reader.parse(("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape"))
         if head.reason:
             return Decision(head.reason)
+        # What the kernel can answer at once (decide.h, up_judge): nothing waits, nothing ends, and the body is short.
+        self._plain = not head.flags & (FLAG_CLOSE | FLAG_EXPECT) and head.body <= n.REPLY_BODY_MAX
         return self._decider.decide(self._reader, table)
 
     def _answer(self, decision: Decision, table: int, view: str, workload: str, service: str) -> Explanation:
@@ -191,12 +198,13 @@ class _Explainer:
         drawn = self._names[NameKind.CLUSTER].get(decision.cluster, "").partition(" # ")[0]
         chosen = self._candidate(decision.endpoint, drawn) if decision.endpoint else None
         punt = decision.reason or decision.punt
+        answered = self._answered(decision)
         reason = REASON_LABELS.get(punt, str(punt)) if punt else ""
         status = status_of(decision.reason) if decision.reason and self._home == "underpass-home" else 0
         if not reason and chosen is not None:
             reason = chosen.obstacle  # of the kernel alone: home can reach any endpoint
         return Explanation(
-            outcome="home" if reason else "kernel",
+            outcome="home" if reason and not answered else "kernel",
             reason=reason,
             view=view,
             workload=workload,
@@ -208,8 +216,16 @@ class _Explainer:
             candidates=self._candidates(names, decision.cluster),
             drawn=drawn,
             endpoint=chosen,
-            status=status,
+            status=answered or status,
         )
+
+    def _answered(self, decision: Decision) -> int:
+        """The status that the kernel gives itself; 0 when it does not."""
+        if not self._plain:
+            return 0
+        key = decision.reason or (key_of(encode(decision.rule)) if decision.rule is not None else 0)
+        value = self._maps["replies"].lookup(key.to_bytes(8, "little")) if key else None
+        return Reply.unpack(value).status if value is not None else 0
 
     def _considered(self, found: Explanation, decision: Decision, table: int) -> tuple[Considered, ...]:
         """The routes of the virtual host: what was taken, and what else there was."""

@@ -15,6 +15,7 @@ import pytest
 
 from nodeagent.abi.codec import offset_of
 from nodeagent.abi.numbers import CF_CLOSED, Counter, Reason, State
+from nodeagent.intent.homerules import entry
 from nodeagent.intent.replies import of_reasons
 from nodeagent.rules.model import DirectReply, Edits, Field, Rule
 from tests.support.little_node import SERVICE_PORT, VIP4, VIP6, LittleNode, Pod
@@ -23,6 +24,8 @@ pytestmark = [pytest.mark.needs("root", "bpf", "netns", "cgroup2"), pytest.mark.
 CLIENT = str(Path(__file__).parents[1] / "support" / "keepalive_client.py")
 BODY = "short and stout\n" * 20
 TEA = Rule(direct=DirectReply(418, BODY), response=(Edits(put=(Field("x-said-by", "rule"),)),))
+
+GONE = Rule(direct=DirectReply(410, "gone"))
 
 
 class Setup:
@@ -150,15 +153,14 @@ def test_what_cannot_be_answered_at_once_goes_home_which_says_the_same(setup: Se
     assert [who(answer) for answer in answers] == ["a", "418", "b", "418"]
 
 
+@pytest.mark.needs("nft")
 def test_answers_that_are_lost_are_given_again(setup: Setup) -> None:
     """A third of all that comes from the home peer's address is dropped on its way in, in a chain behind tc."""
     pod: Pod = setup.client
     nft = ["ip", "netns", "exec", pod.ns, "nft"]
     rules = "add table inet lose; add chain inet lose in { type filter hook input priority 0; }; "
     rules += "add rule inet lose in tcp sport 15001 numgen random mod 3 == 0 drop"
-    done = subprocess.run([*nft, rules], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no nftables here: {done.stderr.strip()}")
+    subprocess.run([*nft, rules], check=True)
     try:
         chance = random.Random(4)
         hosts = [chance.choice(["a", "b", "tea", "tea"]) for _ in range(60)]
@@ -175,6 +177,33 @@ def test_answers_that_are_lost_are_given_again(setup: Setup) -> None:
         assert setup.node.counter(Counter.REPLIED_AGAIN) > again
     finally:
         subprocess.run([*nft, "delete table inet lose"], check=True)
+
+
+@pytest.mark.needs("nft")
+def test_a_client_whose_answer_is_lost_and_then_gone_is_reset(setup: Setup) -> None:
+    """The rule goes while nobody has heard its answer: nothing could be said any more, and nobody shall wait for it."""
+    pod: Pod = setup.client
+    nft = ["ip", "netns", "exec", pod.ns, "nft"]
+    setup.node.route("gone", 6, reason=Reason.ROUTE_DIRECT, rule=GONE, reply=True)
+    rules = "add table inet lose; add chain inet lose in { type filter hook input priority 0; }; "
+    subprocess.run(
+        [*nft, rules + "add rule inet lose in tcp sport 15001 tcp flags & (psh|rst) == psh drop"], check=True
+    )
+    try:
+        before = setup.node.counter(Counter.REPLIES)
+        order = setup.node.root / "gone.json"
+        order.write_text(json.dumps({"host": VIP4, "port": SERVICE_PORT, "requests": [{"send": get("gone")}]}))
+        asking = setup.node.spawn(pod, [sys.executable, CLIENT, str(order)], enrolled=True)
+        end = time.monotonic() + 10
+        while setup.node.counter(Counter.REPLIES) == before and time.monotonic() < end:
+            time.sleep(0.01)
+        setup.node.loaded.maps["replies"].delete(entry(GONE)[0].to_bytes(8, "little"))
+        output, _ = asking.communicate(timeout=20)
+    finally:
+        subprocess.run([*nft, "delete table inet lose"], check=True)
+    (answer,) = json.loads(output)
+    assert "reset" in answer["error"].lower()
+    assert [who(a) for a in setup.ask([get("tea"), get("a")])] == ["418", "a"]
 
 
 def test_clients_that_leave_in_the_middle_leave_nothing_behind(setup: Setup) -> None:

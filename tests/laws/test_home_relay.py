@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,20 @@ from hypothesis import strategies as st
 
 from nodeagent.abi.numbers import Reason
 from nodeagent.core.libcore import Core, HeadReader, ResponseReader
-from nodeagent.home.commands import Arm, Close, Command, Copy, Disarm, Forward, Open, Release, Send, Sync
+from nodeagent.home.commands import (
+    Arm,
+    Chosen,
+    Close,
+    Command,
+    Copy,
+    Disarm,
+    Forward,
+    Open,
+    ParsedHead,
+    Release,
+    Send,
+    Sync,
+)
 from nodeagent.home.exchange import Exchange
 from nodeagent.home.relay import Relay
 from nodeagent.home.requests import request_of
@@ -71,16 +85,18 @@ class Play:
     def __init__(self, core: Core, data: st.DataObject) -> None:
         self.draw = data.draw
         reader, framing = HeadReader(core), ResponseReader(core)
-        chance = lambda: self.draw(st.sampled_from((0.0, 0.4, 0.9)))  # noqa: E731
+
+        def chance() -> float:
+            return self.draw(st.sampled_from((0.0, 0.4, 0.9)))
 
         def decide() -> Answer:
             reason = self.draw(st.sampled_from((0, 0, 0, int(Reason.NO_ENDPOINT))))
             return Answer(reason, rule=None if reason else self.draw(st.sampled_from(RULES)))
 
-        def begin(judged: bytes, head: object, chunked: bool, decision: object) -> Exchange:
-            request = request_of(reader, judged, head, chunked)  # type: ignore[arg-type]
-            rule = decision.rule  # type: ignore[attr-defined]
-            return Exchange(rule, request, decision, framing, lambda *_: Answer(), core.reason_name, chance)  # type: ignore[arg-type]
+        def begin(judged: bytes, head: ParsedHead, chunked: bool, decision: Chosen) -> Exchange:
+            request = request_of(reader, judged, head, chunked)
+            assert decision.rule is not None
+            return Exchange(decision.rule, request, decision, framing, lambda *_: Answer(), core.reason_name, chance)
 
         self.relay = Relay(reader.parse, decide, framing, core.reason_name, begin)
         self.received = self.sent = 0
@@ -186,13 +202,15 @@ def test_thousands_of_answers_at_once(core: Core) -> None:
     reader, framing = HeadReader(core), ResponseReader(core)
     direct = Answer(rule=Rule(direct=DirectReply(200)))
 
-    def begin(judged: bytes, head: object, chunked: bool, decision: object) -> Exchange:
-        request = request_of(reader, judged, head, chunked)  # type: ignore[arg-type]
+    def begin(judged: bytes, head: ParsedHead, chunked: bool, decision: Chosen) -> Exchange:
+        request = request_of(reader, judged, head, chunked)
         assert direct.rule is not None
         return Exchange(direct.rule, request, direct, framing, lambda *_: direct, core.reason_name, lambda: 0.0)
 
     for decision in (direct, Answer(reason=Reason.NO_ENDPOINT)):
-        relay = Relay(reader.parse, lambda: decision, framing, core.reason_name, begin)  # noqa: B023
+        relay = Relay(
+            reader.parse, partial(Answer, decision.reason, rule=decision.rule), framing, core.reason_name, begin
+        )
         commands = relay.client_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 3000)
         assert sum(isinstance(command, Send) for command in commands) == 3000
         assert isinstance(commands[-2], Sync)

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 #: The answer's header: cluster's index, and the head in base64.
@@ -204,7 +205,7 @@ class Servers:
         """Open `count` ports of this machine's own address."""
         loop = asyncio.get_running_loop()
         for index in range(count):
-            server = await loop.create_server(lambda index=index: _Server(index), "127.0.0.1", 0)  # type: ignore[misc]
+            server = await loop.create_server(partial(_Server, index), "127.0.0.1", 0)
             self._servers.append(server)
             self.ports.append(server.sockets[0].getsockname()[1])
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self
 
 from nodeagent.cache.resources import Forward
@@ -148,7 +149,7 @@ def _batch(
         outcomes: list[list[Outcome]] = []
         for reader in readers:
             draw = random.Random(f"{results.seed} {subject.name}")
-            executor = Executor(core, subject, lambda draw=draw: draw.getrandbits(32))  # type: ignore[misc]
+            executor = Executor(core, subject, partial(draw.getrandbits, 32))
             outcomes.append([executor.decide(reader, request.data) for request in requests])
         second: list[Outcome | None] = list(outcomes[1]) if len(outcomes) > 1 else [None] * len(requests)
         decided.append((subject, requests, outcomes[0], second))

@@ -120,6 +120,8 @@ def _considered(item: Considered) -> dict[str, Any]:
 
 def verdict(found: Explanation) -> str:
     """The outcome in one sentence."""
+    if found.outcome == "kernel" and found.status:
+        return f"the kernel answers it itself: {found.status}, {found.reason}"
     if found.outcome == "kernel":
         assert found.endpoint is not None, "a request that the kernel decides has an endpoint"
         return f"the kernel sends it to {_address(found.endpoint)}"

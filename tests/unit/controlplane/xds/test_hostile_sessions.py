@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from controlplane.snapshot.urls import ADDRESS, CLUSTER, ENDPOINT, LISTENER, ROUTE
 from controlplane.xds.channel import MAX_OUTSTANDING
 from controlplane.xds.delta import DeltaSession
-from controlplane.xds.events import ProtocolError
+from controlplane.xds.events import ProtocolError, Query
 from controlplane.xds.session import Limits, Session
 from controlplane.xds.sotw import SotwSession
 from tests.support.xds import NODE, FakeView, cluster, endpoints, listener, routes, snapshot
@@ -80,8 +80,8 @@ def test_scripts_of_nonsense(kind: type[Session], data: st.DataObject) -> None:
         try:
             if step < 6:
                 for event in session.receive(data.draw(requests(delta))):
-                    if type(event).__name__ == "Query":
-                        session.answer(event, [("query", b"")])  # type: ignore[arg-type]  # its name says so
+                    if isinstance(event, Query):
+                        session.answer(event, [("query", b"")])
             elif step == 6:
                 session.receive(data.draw(st.binary(max_size=60)))
             elif step == 7:

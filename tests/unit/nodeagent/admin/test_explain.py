@@ -46,13 +46,14 @@ def test_weights_have_the_candidates_of_all_their_clusters(node: Node) -> None:
         ("GET", "http://shop/w/x", (), "home", "route-regex"),
         ("GET", "http://shop/a/../b", (), "home", "path-not-normal"),
         ("BREW", "http://shop/", (), "home", "bad-method"),
-        ("GET", "http://10.96.0.1/", (("Host", "dangling"),), "home", "no-cluster"),
-        ("GET", "http://10.96.0.1/", (("Host", "empty"),), "home", "no-route"),
+        ("GET", "http://10.96.0.1/", (("Host", "dangling"),), "kernel", "no-cluster"),
+        ("GET", "http://10.96.0.1/", (("Host", "empty"),), "kernel", "no-route"),
+        ("GET", "http://10.96.0.1/", (("Host", "empty"), ("Connection", "close")), "home", "no-route"),
         ("GET", "http://shop:81/", (), "untouched", "no service of this view"),
         ("GET", "http://unknown/", (), "untouched", "no service of this view"),
     ],
 )
-def test_what_is_not_the_kernels(
+def test_what_goes_to_no_endpoint(
     node: Node, method: str, url: str, headers: tuple[tuple[str, str], ...], outcome: str, reason: str
 ) -> None:
     found = ask(node, method, url, *headers)

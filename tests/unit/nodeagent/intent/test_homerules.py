@@ -10,12 +10,13 @@ import pytest
 
 from nodeagent.abi import numbers as n
 from nodeagent.abi.numbers import ActionKind, NameKind, Reason
-from nodeagent.abi.records import Action, HomeRule, Vhost
+from nodeagent.abi.records import Action, HomeRule, Reply, Vhost
 from nodeagent.cache.resources import Forward, RouteConfiguration, WeightedCluster
 from nodeagent.cache.routes import routes_from
 from nodeagent.cache.store import Resources
 from nodeagent.intent.compile import Compiler
 from nodeagent.intent.model import Intent, RouteInfo, Table, Where
+from nodeagent.intent.replies import of_reasons
 from nodeagent.rules.model import DirectReply, Mirror, Rule
 from nodeagent.rules.text import decode, encode, key_of
 from tests.support.resources import Load, from_yaml
@@ -144,3 +145,34 @@ def test_a_values_route_and_one_of_xds_compile_alike(base: Resources) -> None:
     (rule,) = the_rules(intent)
     assert rule == Rule(timeout=2.0, mirrors=(Mirror(number=cluster(intent, "b")),))
     assert Forward((WeightedCluster("a"),), 2.0).retry is None
+
+
+def direct(status: int, body: str = "") -> dict[str, Any]:
+    return {"direct_response": {"status": status, **({"body": {"inline_string": body}} if body else {})}}
+
+
+def test_an_answer_that_is_always_the_same_is_the_kernels_too(base: Resources) -> None:
+    intent = compiled(base, direct(410, "gone"))
+    _, action = the_route(intent)
+    assert (action.kind, action.reply) == (ActionKind.PUNT, 1)
+    reply = Reply.unpack(intent.entries[Table.REPLIES][action.rule.to_bytes(8, "little")])
+    assert (reply.status, reply.text[: reply.len][reply.head :]) == (410, b"gone")
+    # refusals that need no rule are there for every client, whatever its routes
+    assert set(of_reasons()) < set(intent.entries[Table.REPLIES])
+
+
+@pytest.mark.parametrize("entry", [direct(200, "x" * n.REPLY_MAX), direct(301), {"redirect": {"host_redirect": "b"}}])
+def test_other_answers_are_homes_alone(base: Resources, entry: dict[str, Any]) -> None:
+    intent = compiled(base, entry)
+    _, action = the_route(intent)
+    assert (action.reply, bool(action.rule)) == (0, True)
+    assert set(intent.entries[Table.REPLIES]) == set(of_reasons())
+
+
+def test_replies_beyond_the_budget_are_homes(base: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(n, "REPLIES", len(of_reasons()) + 1)
+    intent = compiled(base, direct(410), direct(411), direct(412))
+    actions = [Vhost.unpack(value).direct for value in intent.entries[Table.VHOSTS].values()]
+    assert sorted(action.reply for action in actions) == [0, 0, 1]
+    assert all(action.rule for action in actions)
+    assert len(intent.entries[Table.REPLIES]) == n.REPLIES

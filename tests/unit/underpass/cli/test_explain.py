@@ -67,9 +67,9 @@ def test_wires_in_stock(node: FakeNode) -> None:
 @pytest.mark.parametrize(
     ("url", "headers", "reason", "status"),
     [
-        ("http://api/none", (), "no-route", 404),
+        ("http://api/none", ("Connection: close",), "no-route", 404),
         ("http://api/slow", (), "route-timeout", 0),
-        ("http://empty/", (), "no-endpoint", 503),
+        ("http://empty/", ("Content-Length: 70000",), "no-endpoint", 503),
         ("http://api/v", ("Upgrade: websocket",), "upgrade", 501),
         ("http://api//v", (), "path-not-normal", 501),
         ("http://api/v", ("Bad Name: x",), "bad-header-name", 400),
@@ -80,6 +80,15 @@ def test_what_home_answers_and_why(
 ) -> None:
     found = ask(node, url, *headers)
     assert (found["decision"], found["reason"], found["status"]) == ("home", reason, status)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason", "status"), [("http://api/none", "no-route", 404), ("http://empty/", "no-endpoint", 503)]
+)
+def test_what_the_kernel_answers_itself(node: FakeNode, url: str, reason: str, status: int) -> None:
+    found = ask(node, url)
+    assert (found["decision"], found["reason"], found["status"]) == ("kernel", reason, status)
+    assert found["endpoint"] is None
 
 
 def test_a_404_lists_what_was_tried(node: FakeNode) -> None:
