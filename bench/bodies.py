@@ -150,6 +150,7 @@ def load(options: argparse.Namespace) -> dict[str, object]:
     buffer, zeros = memoryview(bytearray(CHUNK)), memoryview(bytes(CHUNK))
     errors: list[str] = []
     stall = slow
+    window: tuple[float, int] | None = None  # what was moved while every connection was busy, and how long that took
     while selector.get_map():
         ready = selector.select(timeout=options.patience)
         if not ready:
@@ -168,12 +169,17 @@ def load(options: argparse.Namespace) -> dict[str, object]:
                 selector.unregister(transfer.connection)
             elif transfer.interest != key.events:
                 selector.modify(transfer.connection, transfer.interest, transfer)
+        if window is None and not slow and time.perf_counter() >= start + options.seconds:
+            window = time.perf_counter() - start, sum(transfer.moved for transfer in transfers)
         if stall and all(transfer.moved > 0 for transfer in transfers):
             stall = False  # every response has begun: now nobody reads, and the servers go on sending
             time.sleep(options.seconds)
     elapsed = time.perf_counter() - start - (options.seconds if slow else 0)
+    moved = sum(transfer.moved for transfer in transfers)
     return {
-        "bytes": sum(transfer.moved for transfer in transfers),
+        "bytes": moved,
+        "window_seconds": window[0] if window else elapsed,
+        "window_bytes": window[1] if window else moved,
         "requests": sum(len(transfer.latencies) for transfer in transfers),
         "seconds": elapsed,
         "latencies_us": sorted(round(1e6 * value, 1) for transfer in transfers for value in transfer.latencies),

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.machine import NICE, BenchError, Place, busy_us, watch_memory
+from bench.machine import BenchError, Place, busy_us, on_cpu, watch_memory
 from bench.scenarios import Scenario
 from bench.servers import BIG, BODY
 
@@ -35,6 +35,7 @@ class Sample:
     errors: dict[str, int] = field(default_factory=dict)
     peak_kernel_mb: float | None = None
     peak_tcp_mb: float | None = None
+    window: tuple[int, float] | None = None  # bytes, seconds: of large bodies, while every connection was still busy
 
     @property
     def rps(self) -> float:
@@ -43,8 +44,9 @@ class Sample:
 
     @property
     def mb_per_s(self) -> float:
-        """Megabytes (1e6) a second of what was moved."""
-        return self.bytes / 1e6 / self.seconds if self.seconds else 0.0
+        """Megabytes (1e6) a second of what was moved; of large bodies, while all connections were busy."""
+        count, seconds = self.window or (self.bytes, self.seconds)
+        return count / 1e6 / seconds if seconds else 0.0
 
 
 def _last_json(argv: list[str], timeout: float) -> dict[str, object]:
@@ -62,7 +64,7 @@ def _last_json(argv: list[str], timeout: float) -> dict[str, object]:
 
 def _requests(scenario: Scenario, target: Target, connections: int, seconds: float) -> Sample:
     command = target.client.command(
-        *NICE, "wrk", "-t1", f"-c{connections}", f"-d{round(seconds)}s", "--timeout", "10s",
+        *on_cpu(scenario.pinned, "wrk"), "-t1", f"-c{connections}", f"-d{round(seconds)}s", "--timeout", "10s",
         "-s", str(HERE / "requests.lua"), "-H", f"Host: {target.host}", f"http://{target.address}/",
         "--", scenario.mix, "close" if scenario.close else "keep",
     )  # fmt: skip
@@ -87,7 +89,7 @@ def _bodies(scenario: Scenario, target: Target, connections: int, seconds: float
     slow = scenario.load == "slow"
     path = {"get": "/body", "put": "/upload", "slow": "/big" if connections == 1 else "/part"}[scenario.load]
     command = target.client.command(
-        *NICE, sys.executable, "-I", str(HERE / "bodies.py"), scenario.load, target.address, path,
+        *on_cpu(scenario.pinned, sys.executable, "-I", str(HERE / "bodies.py")), scenario.load, target.address, path,
         "--host", target.host, "--connections", str(connections), "--seconds", f"{seconds:g}", "--size", str(BODY),
     )  # fmt: skip
     before = busy_us()
@@ -115,6 +117,7 @@ def _bodies(scenario: Scenario, target: Target, connections: int, seconds: float
         errors=counted,
         peak_kernel_mb=peak.kernel / (1 << 20) if slow else None,
         peak_tcp_mb=peak.tcp / (1 << 20) if slow else None,
+        window=(int(str(answer["window_bytes"])), float(str(answer["window_seconds"]))),
     )
 
 

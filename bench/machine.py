@@ -16,6 +16,29 @@ STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 NICE = ("nice", "-n", "-19")
 
 
+def on_cpu(scenario_pinned: bool, *command: str) -> list[str]:
+    """A load's command, before everybody else; kept on the last CPU if its scenario wants that."""
+    last = str(max(os.sched_getaffinity(0)))
+    return [*NICE, *(["taskset", "--cpu-list", last] if scenario_pinned else []), *command]
+
+
+@contextlib.contextmanager
+def kept_on_first_cpu(processes: Sequence[int]) -> Iterator[None]:
+    """Servers here, the load there, as long as the block runs. See Scenario.pinned."""
+    every = os.sched_getaffinity(0)
+
+    def move(cpus: set[int]) -> None:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(process, cpus)
+
+    move({min(every)})
+    try:
+        yield
+    finally:
+        move(every)
+
+
 class BenchError(Exception):
     """Why the bench cannot go on: what, why, and what to do about it."""
 

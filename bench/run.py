@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from bench import control_plane, report
 from bench.load import ask
-from bench.machine import BenchError, bpf_spent, bpf_statistics, bpf_times, need
+from bench.machine import BenchError, bpf_spent, bpf_statistics, bpf_times, kept_on_first_cpu, need
 from bench.report import Decided, Key, Results
 from bench.roads import PATHS, Road, roads, verify
 from bench.scenarios import SCENARIOS, Scenario
@@ -54,6 +54,7 @@ def measure(
     scenarios: Sequence[Scenario],
     connections: Sequence[int],
     results: Results,
+    servers: Sequence[int],
 ) -> None:
     """All rounds of all scenarios. Within a round the paths follow each other, in another order each time."""
     for scenario in scenarios:
@@ -65,12 +66,18 @@ def measure(
             except BenchError as error:
                 results.failures[Key(scenario.name, road.name, 0)] = str(error)
                 say(f"{scenario.name}: {road.name} left out: {error}")
-        for number in range(options.rounds):
-            say(f"{scenario.name}: round {number + 1} of {options.rounds}")
-            order = [*good[number % len(good) :], *good[: number % len(good)]] if good else []
-            for count in connections:
-                for road in order:
-                    one(options, road, scenario, count, results)
+        with held(scenario, servers):
+            for number in range(options.rounds):
+                say(f"{scenario.name}: round {number + 1} of {options.rounds}")
+                order = [*good[number % len(good) :], *good[: number % len(good)]] if good else []
+                for count in connections:
+                    for road in order:
+                        one(options, road, scenario, count, results)
+
+
+def held(scenario: Scenario, servers: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+    """The servers where the scenario wants them."""
+    return kept_on_first_cpu(servers) if scenario.pinned else contextlib.nullcontext()
 
 
 def one(options: argparse.Namespace, road: Road, scenario: Scenario, connections: int, results: Results) -> None:
@@ -80,7 +87,7 @@ def one(options: argparse.Namespace, road: Road, scenario: Scenario, connections
         if scenario.load != "slow":
             ask(scenario, road.target(scenario), connections, WARM)
         before = road.counters() if road.counters else None
-        results.add(key, ask(scenario, road.target(scenario), connections, options.seconds))
+        results.add(key, ask(scenario, road.target(scenario), connections, options.seconds * scenario.times))
         if road.counters and before is not None:
             more = road.counters().since(before)
             results.decided.setdefault(key, Decided()).add(more.kernel, more.home, more.punts, more.all)
@@ -95,6 +102,7 @@ def measure_bpf(
     scenarios: Sequence[Scenario],
     connections: Sequence[int],
     results: Results,
+    servers: Sequence[int],
 ) -> None:
     """One more round of the kernel's path alone, with the kernel's own clock on each program."""
     with bpf_statistics():
@@ -105,7 +113,8 @@ def measure_bpf(
                     continue
                 before = bpf_times()
                 try:
-                    sample = ask(scenario, road.target(scenario), count, options.seconds)
+                    with held(scenario, servers):
+                        sample = ask(scenario, road.target(scenario), count, options.seconds * scenario.times)
                 except BenchError as error:
                     results.failures[key] = f"in the round with BPF statistics: {error}"
                     continue
@@ -163,10 +172,10 @@ def bench(options: argparse.Namespace) -> int:
         files.prepare()
         place = stack.enter_context(ground(files, mesh="kernel" in paths))
         built = stack.enter_context(roads(files, place, paths))
-        measure(options, built, scenarios, connections, results)
+        measure(options, built, scenarios, connections, results, place.servers)
         for road in built:
             if road.name == "kernel":
-                measure_bpf(options, road, scenarios, connections, results)
+                measure_bpf(options, road, scenarios, connections, results, place.servers)
     table = report.rows(results)
     report.write(options.output, table, context, results.failures)
     print("\n".join(report.lines(table)))

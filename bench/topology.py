@@ -67,6 +67,15 @@ class Ground:
         entry = lab.find_state(self.state, f"bench/{name}").entry
         return Place(Path(entry["netns"]), Path(entry["cgroup"]))
 
+    @property
+    def servers(self) -> list[int]:
+        """Ids of all servers' processes, the mesh's and those outside it."""
+        inside = [Path(state.entry["netns"]).name for state in self.state.workloads if state.owner != "client"]
+        found = [pid for name in (self.server.name, self.far_server.name, *inside) for pid in processes_in(name)]
+        if not found:
+            raise BenchError("no server runs: their logs are in the run's directory")
+        return found
+
     def vip(self, service: str) -> str:
         """A service's address."""
         return next(s.vips[0] for s in self.plan.services if s.name == service and s.namespace == "bench")

@@ -1,7 +1,9 @@
 """How many free upstreams to keep for one (workload, endpoint): pure policy, time is an argument.
 
 A miss is a request that found the stock empty and went through home instead. Each miss raises the target by one, so a
-burst of N new connections costs at most N slow requests; long without misses, the target sinks again. Numbers are
+burst of N new connections costs at most N slow requests; long without misses, the target sinks again. What was lent at
+the same time a moment ago is likely to be lent again: for a minute or two the peak, and an eighth more, stays in hand,
+so that requests in flight that waver between endpoints, and clients that come back together, miss nothing. Numbers are
 counts of connections and seconds.
 """
 
@@ -17,7 +19,8 @@ class Limits:
     warm: kept for a pair in use even without misses; free: most that are kept free, below the kernel's UP_STOCK_SLOTS
     so that returning wires find room; total: most for a pair, lent ones included; burst: most opened in a step; decay:
     without a miss for that long, the target sinks by a quarter; idle: unused for that long, nothing is kept at all;
-    lapse: unused for that long, what the endpoint closes for its own idleness is not opened again.
+    lapse: unused for that long, what the endpoint closes for its own idleness is not opened again; memory: for that
+    long at least, and at most twice as long, a peak is remembered.
     """
 
     warm: int = 2
@@ -27,6 +30,7 @@ class Limits:
     decay: float = 15.0
     idle: float = 600.0
     lapse: float = 10.0
+    memory: float = 60.0
 
 
 @dataclass(slots=True)
@@ -54,6 +58,9 @@ class Stock:
     used_at: float = 0.0
     missed_at: float = 0.0
     _misses: int | None = None
+    _peak: int = 0  # most wires wanted at the same time since _peak_at; and in the `memory` before
+    _peak_before: int = 0
+    _peak_at: float = 0.0
 
     def observe(self, free: int, misses: int, used: bool, now: float) -> Orders:
         """Compares with what the kernel's stock says: its free wires and its wrapping 16-bit count of misses.
@@ -67,6 +74,7 @@ class Stock:
         if fresh:
             self.target = min(self.limits.free, max(self.target, self.limits.warm) + fresh)
             self.missed_at = now
+        self._remember(self._lent(free) + fresh, now)
         return self._orders(free, now)
 
     def want(self, now: float) -> None:
@@ -78,19 +86,40 @@ class Stock:
     def tick(self, free: int, now: float) -> Orders:
         """The slow part: lets the target sink, and closes what is too much."""
         if now - self.used_at >= self.limits.idle:
-            self.target = 0
+            self.forget()
         elif self.target > self.limits.warm and now - self.missed_at >= self.limits.decay:
             self.target = max(self.limits.warm, self.target - max(1, self.target // 4))
             self.missed_at = now
         orders = self._orders(free, now)
         # a margin, so that a wire that is lent and comes back is not closed and opened again
-        surplus = free - (2 * self.target + self.limits.warm if self.target else 0)
+        surplus = free - (max(2 * self.target, self._goal(free)) + self.limits.warm if self.target else 0)
         if surplus > 0:
             orders.close = surplus
         return orders
 
+    def forget(self) -> None:
+        """Nobody is expected any more: nothing is kept."""
+        self.target = self._peak = self._peak_before = 0
+
+    def _lent(self, free: int) -> int:
+        return max(0, self.total - self.opening - free)
+
+    def _remember(self, wanted: int, now: float) -> None:
+        age = now - self._peak_at
+        if age >= self.limits.memory:
+            self._peak_before = self._peak if age < 2 * self.limits.memory else 0
+            self._peak, self._peak_at = 0, now
+        self._peak = min(self.limits.total, max(self._peak, wanted))
+
+    def _goal(self, free: int) -> int:
+        """How many shall be free now."""
+        peak = max(self._peak, self._peak_before)
+        if not self.target or not peak:
+            return self.target
+        return min(self.limits.free, max(self.target, peak + peak // 8 - self._lent(free)))
+
     def _orders(self, free: int, now: float) -> Orders:
-        missing = self.target - free - self.opening
+        missing = self._goal(free) - free - self.opening
         if missing <= 0:
             return Orders()
         room = max(0, self.limits.total - self.total)
@@ -125,4 +154,4 @@ class Stock:
     def lapsed(self, now: float) -> None:
         """The endpoint has closed a free one: it does not keep idle connections as long as we do."""
         if now - self.used_at >= self.limits.lapse:
-            self.target = 0
+            self.forget()

@@ -339,7 +339,7 @@ class Upstreams:
             self.kill(upstream)
         stock = self._stocks.get(pair)
         if stock is not None:
-            stock.target = 0
+            stock.forget()
             stock.used_at = self._loop.now - stock.limits.idle
 
     def pod_gone(self, workload: int) -> None:

@@ -82,6 +82,28 @@ def test_at_the_limit_idle_clients_give_wires_back() -> None:
     assert stock.observe(0, 4, True, 0.0) == Orders(reclaim=6)
 
 
+def test_a_peak_is_kept_in_hand_for_a_while() -> None:
+    stock = Stock(Limits(free=16, total=32, memory=60.0))
+    stock.want(0.0)
+    stock.total = 8
+    assert stock.observe(0, 0, True, 0.0) == Orders(open=2)  # eight lent, the warm ones free
+    stock.opened(2)
+    stock.established()
+    stock.established()
+    for now in (1.0, 59.0, 61.0, 119.0):
+        stock.observe(10, 0, True, now)
+        assert not stock.tick(10, now), now  # all came back, and stay: eight may be wanted at once again
+    stock.observe(10, 0, True, 125.0)
+    assert stock.tick(10, 125.0).close == 4  # but not for ever
+
+
+def test_an_eighth_more_than_the_peak_is_opened_before_it_is_missed() -> None:
+    stock = Stock(Limits(warm=2, free=64, total=128))
+    stock.want(0.0)
+    stock.total = 42
+    assert stock.observe(2, 0, True, 0.0) == Orders(open=3)  # 40 lent: 5 shall be free
+
+
 def test_failures_wait_longer_and_longer() -> None:
     stock = Stock(LIMITS)
     now, waits = 0.0, []
