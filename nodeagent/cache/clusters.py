@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from nodeagent.cache.decode import filter_metadata, is_ip, leftovers, parse, source_of, unique
+from nodeagent.cache.outliers import outlier_of
 from nodeagent.cache.resources import Assignment, Balance, Cluster, ClusterKind, Endpoint, Locality
 from nodeagent.errors import ResourceError
 from nodeagent.rules.model import Hashed
@@ -76,14 +77,17 @@ _HARMLESS: Final = (
     "wait_for_warm_on_init",
     "max_requests_per_connection",
     "preconnect_policy",
+    "outlier_detection",
 )
 _FEATURES: Final = {
-    "outlier_detection": "outlier-detection",
     "health_checks": "health-checks",
     "lb_subset_config": "subset-balancing",
     "cluster_type": "cluster-type",
 }
 _USABLE: Final = (0, 1, 5)  # UNKNOWN, HEALTHY, DEGRADED
+_DEGRADED: Final = 5
+#: Percent of usable endpoints below which Envoy ignores health, unless the cluster says otherwise.
+_PANIC: Final = 50
 _MAGLEV: Final = 65537
 #: Larger rings and tables would keep home, one thread, busy for too long whenever endpoints change.
 _RING_MAX: Final = 8192
@@ -98,6 +102,8 @@ def decode_cluster(body: bytes) -> Cluster:
     balance, more = _balance(message)
     extra += more + _limits(message) + _transport(message) + _protocol(message)
     locality_weighted, more = _locality(message.common_lb_config)
+    extra += more
+    outlier, more = outlier_of(message)
     extra += more
     assignment = None
     if message.HasField("load_assignment"):
@@ -121,6 +127,8 @@ def decode_cluster(body: bytes) -> Cluster:
         locality_weighted=locality_weighted,
         unsupported=unique(extra + refused),
         hashed=hashed,
+        panic=_panic(message.common_lb_config),
+        outlier=outlier,
     )
 
 
@@ -227,7 +235,16 @@ def _locality(config: Any) -> tuple[bool, list[str]]:
         "ignore_new_hosts_until_first_hc",
         "close_connections_on_host_set_change",
     )
-    return config.HasField("locality_weighted_lb_config"), leftovers(config, known, names)
+    extra = leftovers(config, known, names)
+    if config.zone_aware_lb_config.fail_traffic_on_panic:
+        extra.append("fail-traffic-on-panic")
+    return config.HasField("locality_weighted_lb_config"), extra
+
+
+def _panic(config: Any) -> int:
+    if not config.HasField("healthy_panic_threshold"):
+        return _PANIC
+    return min(100, round(float(config.healthy_panic_threshold.value)))
 
 
 def decode_assignment(body: bytes) -> Assignment:
@@ -258,7 +275,12 @@ def _assignment(message: Any, *, named: bool) -> Assignment:
                 endpoints,
             )
         )
-    return Assignment(message.cluster_name, tuple(localities), unique(extra))
+    policy = message.policy
+    factor = policy.overprovisioning_factor.value if policy.HasField("overprovisioning_factor") else 140
+    if not factor:
+        raise ResourceError("an overprovisioning factor of 0")
+    weighted = policy.weighted_priority_health
+    return Assignment(message.cluster_name, tuple(localities), unique(extra), factor, weighted)
 
 
 def _endpoint(message: Any, *, named: bool) -> Endpoint:
@@ -285,4 +307,5 @@ def _endpoint(message: Any, *, named: bool) -> Endpoint:
         extra.append("dns-endpoint")
     if not 0 < socket.port_value < 65536:
         raise ResourceError(f"endpoint {socket.address} has port {socket.port_value}")
-    return Endpoint(socket.address, socket.port_value, weight, usable, workload, tuple(extra))
+    degraded = message.health_status == _DEGRADED
+    return Endpoint(socket.address, socket.port_value, weight, usable, workload, tuple(extra), degraded)

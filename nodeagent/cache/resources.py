@@ -232,7 +232,10 @@ class Balance(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One endpoint; `usable` is Envoy's "healthy, unknown or degraded". `weight` is at least 1."""
+    """One endpoint; `usable` is Envoy's "healthy, unknown or degraded". `weight` is at least 1.
+
+    `degraded`: usable, but only for what the healthy ones cannot take.
+    """
 
     address: str
     port: int
@@ -240,6 +243,7 @@ class Endpoint:
     usable: bool = True
     workload: str = ""
     unsupported: tuple[str, ...] = ()
+    degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,18 +260,43 @@ class Locality:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """An EDS resource: the endpoints of a cluster."""
+    """An EDS resource: the endpoints of a cluster.
+
+    `overprovisioning`: percent of its usable endpoints as which a priority or locality counts. `weighted_health`: it is
+    their weights that are counted.
+    """
 
     name: str
     localities: tuple[Locality, ...]
     unsupported: tuple[str, ...] = ()
+    overprovisioning: int = 140
+    weighted_health: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outlier:
+    """When an endpoint is taken out of its cluster for what it answers; Envoy's defaults.
+
+    `errors`, `gateway`: so many 5xx, or 502, 503 and 504, one after the other; 0: never for that. Times in seconds: how
+    often the return is considered, how long the first ejection lasts, and the longest one. `percent`: of the cluster's
+    endpoints that may be out; with `one`, one may always.
+    """
+
+    errors: int = 5
+    gateway: int = 0
+    interval: float = 10.0
+    base: float = 30.0
+    longest: float = 300.0
+    percent: int = 10
+    one: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """A cluster. `hashed`: how its ring or Maglev table is made.
 
-    For EDS `eds_name` names its assignment, else `assignment` holds the endpoints.
+    For EDS `eds_name` names its assignment, else `assignment` holds the endpoints. `panic`: percent of usable endpoints
+    below which their health is not believed; 0: it always is.
     """
 
     name: str
@@ -281,6 +310,8 @@ class Cluster:
     locality_weighted: bool = False
     unsupported: tuple[str, ...] = field(default=())
     hashed: Hashed | None = None
+    panic: int = 50
+    outlier: Outlier | None = None
 
 
 Value = Listener | RouteConfiguration | Cluster | Assignment

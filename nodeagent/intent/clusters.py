@@ -6,13 +6,12 @@ import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
 from ipaddress import ip_address
-from math import gcd, lcm
 from typing import Final
 
-from nodeagent.abi import numbers as n
 from nodeagent.abi.numbers import Lb
-from nodeagent.cache.resources import Assignment, Balance, Cluster, ClusterKind, Locality
+from nodeagent.cache.resources import Assignment, Balance, Cluster, ClusterKind, Endpoint, Outlier
 from nodeagent.errors import CapacityError
+from nodeagent.intent.loads import groups, spread
 from nodeagent.rules.model import Hashed
 
 _BALANCE: Final = {
@@ -20,8 +19,6 @@ _BALANCE: Final = {
     Balance.RANDOM: Lb.RANDOM,
     Balance.LEAST_REQUEST: Lb.LEAST_REQUEST,
 }
-#: Envoy moves load to the next priority when fewer than 1/1.4 of a priority's endpoints are usable.
-_OVERPROVISIONING: Final = Fraction(14, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,8 @@ class Target:
 class ClusterDraft:
     """A cluster as the kernel could hold it. With `features` it is not for the kernel, and `targets` do not count.
 
-    With `hashed` home can choose among the targets, and the kernel cannot.
+    With `hashed` home can choose among the targets, and the kernel cannot. `resting`: those that get no request for now
+    because they answered with errors, as `outlier` says; `members`: the keys of all endpoints, usable or not.
     """
 
     name: str
@@ -45,6 +43,9 @@ class ClusterDraft:
     targets: tuple[Target, ...]
     features: tuple[str, ...] = ()
     hashed: Hashed | None = None
+    resting: tuple[Target, ...] = ()
+    outlier: Outlier | None = None
+    members: frozenset[str] = frozenset()
 
     @property
     def balance(self) -> str:
@@ -54,9 +55,14 @@ class ClusterDraft:
         return f"balance {(Balance.MAGLEV if self.hashed.table else Balance.RING_HASH).value}"
 
 
-def draft(cluster: Cluster, assignment: Assignment | None) -> ClusterDraft:
-    """The draft of a cluster; `assignment` is that of its EDS name, None when there is none (no endpoints then)."""
+def draft(cluster: Cluster, assignment: Assignment | None, ejected: frozenset[str] = frozenset()) -> ClusterDraft:
+    """The draft of a cluster; `assignment` is that of its EDS name, None when there is none (no endpoints then).
+
+    ejected: keys of endpoints that get nothing for now.
+    """
     features = list(cluster.unsupported)
+    if cluster.outlier is not None:
+        features.append("outlier-detection")
     if cluster.kind in (ClusterKind.ORIGINAL_DST, ClusterKind.OTHER):
         features.append(f"cluster-type {cluster.kind.value}")
     # A hash is of the request, so home looks into it; the record's own balancer is nobody's then.
@@ -65,73 +71,69 @@ def draft(cluster: Cluster, assignment: Assignment | None) -> ClusterDraft:
         features.append(f"balance {cluster.balance.value}")
     own = cluster.assignment if cluster.assignment is not None else assignment
     targets: tuple[Target, ...] = ()
+    resting: tuple[Target, ...] = ()
     if own is not None:
-        features += own.unsupported
-        try:
-            targets = _targets(own, cluster.locality_weighted, features)
-        except CapacityError as error:
-            features += ["capacity", str(error)]
+        # All of them: which ones get requests may change at any time, and what is refused should not.
+        endpoints = [endpoint for locality in own.localities for endpoint in locality.endpoints]
+        features += [*own.unsupported, *(feature for endpoint in endpoints for feature in endpoint.unsupported)]
+        if not any(endpoint.unsupported for endpoint in endpoints):
+            try:
+                targets, parts = _targets(own, cluster, ejected)
+            except CapacityError as error:
+                features += ["capacity", str(error)]
+            else:
+                if parts > 1 and lb is Lb.LEAST_REQUEST:
+                    # Of two endpoints of different groups the less busy one must not win: it would move their shares.
+                    lb = Lb.RANDOM
+                resting = _resting(endpoints, targets, ejected)
     found = tuple(dict.fromkeys(features))
-    return ClusterDraft(cluster.name, lb or Lb.ROUND_ROBIN, targets, found, cluster.hashed)
+    return ClusterDraft(
+        cluster.name, lb or Lb.ROUND_ROBIN, targets, found, cluster.hashed, resting, cluster.outlier, _members(own)
+    )
 
 
-def _targets(assignment: Assignment, locality_weighted: bool, features: list[str]) -> tuple[Target, ...]:
-    group = _priority(assignment, features)
+def _targets(assignment: Assignment, cluster: Cluster, ejected: frozenset[str]) -> tuple[tuple[Target, ...], int]:
+    """The endpoints that get requests, with their weights, and among how many groups a request chooses first."""
+    found = groups(
+        assignment, locality_weighted=cluster.locality_weighted, panic=cluster.panic, ejected=ejected, key=_key
+    )
     shares: dict[str, Fraction] = {}
     workloads: dict[str, str] = {}
-    for locality in group:
-        usable = [e for e in locality.endpoints if e.usable]
-        total = sum(e.weight for e in usable)
-        for endpoint in usable:
-            features += endpoint.unsupported
-            if endpoint.unsupported:
-                continue
-            share = Fraction(endpoint.weight)
-            if locality_weighted:
-                # Envoy: a locality without weight gets nothing when localities are weighted.
-                share = Fraction(endpoint.weight * locality.weight, total)
-            key = endpoint_key(endpoint.address, endpoint.port)
+    for group in found:
+        for endpoint, share in sorted(group.members, key=lambda member: _key(member[0])):
+            key = _key(endpoint)
             shares[key] = shares.get(key, Fraction(0)) + share
             workloads.setdefault(key, endpoint.workload)
-    shares = {key: share for key, share in shares.items() if share}
     if not shares:
+        return (), 0
+    whole = all(e.usable for locality in assignment.localities for e in locality.endpoints) and not ejected
+    weights = dict(zip(shares, spread(list(shares.values()), strict=whole), strict=True))
+    return tuple(Target(key, weights[key], workloads[key]) for key in sorted(weights) if weights[key]), len(found)
+
+
+def _resting(endpoints: list[Endpoint], targets: tuple[Target, ...], ejected: frozenset[str]) -> tuple[Target, ...]:
+    """Ejected endpoints that get nothing: they keep their ids and what was opened to them, for they come back."""
+    if not ejected:
         return ()
-    whole = lcm(*(share.denominator for share in shares.values()))
-    weights = {key: int(share * whole) for key, share in shares.items()}
-    divisor = gcd(*weights.values())
-    targets = tuple(Target(key, weights[key] // divisor, workloads[key]) for key in sorted(weights))
-    slots = sum(target.weight for target in targets)
-    if slots > n.CLUSTER_SLOTS:
-        raise CapacityError(
-            f"{len(targets)} endpoints with their weights need {slots} slots, a cluster holds {n.CLUSTER_SLOTS}"
-        )
-    return targets
+    serving = {target.key for target in targets}
+    found = {_key(endpoint): endpoint.workload for endpoint in endpoints if _key(endpoint) in ejected}
+    return tuple(Target(key, 0, found[key]) for key in sorted(found) if key not in serving)
 
 
-def _priority(assignment: Assignment, features: list[str]) -> list[Locality]:
-    """The localities that get the load: those of the first priority that carries all of it."""
-    by_priority: dict[int, list[Locality]] = {}
-    for locality in assignment.localities:
-        by_priority.setdefault(locality.priority, []).append(locality)
-    groups = [by_priority[priority] for priority in sorted(by_priority)]
-    if len(groups) <= 1:
-        return groups[0] if groups else []
-    for group in groups:
-        endpoints = [e for locality in group for e in locality.endpoints]
-        usable = sum(1 for e in endpoints if e.usable)
-        if not usable:
-            continue
-        if Fraction(usable, len(endpoints)) * _OVERPROVISIONING >= 1:
-            return group
-        # Envoy would give each of several priorities a part.
-        features.append("priority-spillover")
-        return group
-    return groups[0]
+def _members(assignment: Assignment | None) -> frozenset[str]:
+    if assignment is None:
+        return frozenset()
+    return frozenset(_key(e) for locality in assignment.localities for e in locality.endpoints if not e.unsupported)
+
+
+def _key(endpoint: Endpoint) -> str:
+    return endpoint_key(endpoint.address, endpoint.port)
 
 
 def version(cluster: ClusterDraft) -> str:
     """A short hash over all that a cluster's record says: names its version where views differ."""
-    text = repr((int(cluster.lb), [(target.key, target.weight) for target in cluster.targets]))
+    targets = [(target.key, target.weight) for target in (*cluster.targets, *cluster.resting)]
+    text = repr((int(cluster.lb), targets))
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 

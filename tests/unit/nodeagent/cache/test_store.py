@@ -206,7 +206,7 @@ def test_clusters() -> None:
         .clusters
     )
     first = held["outbound|80|v1|a.b"]
-    assert (first.balance, first.host, first.unsupported) == (Balance.MAGLEV, "a.b", ("outlier-detection",))
+    assert (first.balance, first.host, first.unsupported) == (Balance.MAGLEV, "a.b", ("outlier-success-rate",))
     assert held["limits"].unsupported == ("circuit-breaker",)
     assert held["none"].unsupported == ()
     assert held["through"].kind is ClusterKind.ORIGINAL_DST
