@@ -33,13 +33,16 @@ UP_MAP_ARRAY(tables, struct up_table, UP_TABLES);
 UP_MAP_ARRAY(clusters, struct up_cluster, UP_CLUSTERS);
 UP_MAP_ARRAY(endpoints, struct up_endpoint, UP_ENDPOINTS);
 UP_MAP_ARRAY(endpoint_stats, struct up_endpoint_stat, UP_ENDPOINTS);
+UP_MAP_ARRAY(endpoint_runs, struct up_endpoint_run, UP_ENDPOINTS);
 UP_MAP_ARRAY(ports, __u32, 65536 / 32);
 UP_MAP_HASH(services, BPF_MAP_TYPE_HASH, struct up_service_key, struct up_service, UP_SERVICES, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(vhosts, BPF_MAP_TYPE_HASH, struct up_vhost_key, struct up_vhost, UP_VHOSTS, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(names, BPF_MAP_TYPE_HASH, struct up_name_key, struct up_name_text, UP_VHOSTS, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(conns, BPF_MAP_TYPE_HASH, struct up_tuple, struct up_conn, UP_CONNS, 0);
+UP_MAP_HASH(origins, BPF_MAP_TYPE_LRU_HASH, struct up_tuple, struct up_origin, UP_ORIGINS, 0);
 UP_MAP_HASH(stocks, BPF_MAP_TYPE_HASH, struct up_stock_key, struct up_stock, UP_STOCKS, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(punt_stats, BPF_MAP_TYPE_PERCPU_HASH, struct up_punt_key, __u64, UP_ROUTE_IDS, BPF_F_NO_PREALLOC);
+UP_MAP_HASH(flow_stats, BPF_MAP_TYPE_PERCPU_HASH, struct up_flow_key, struct up_flow_stat, UP_FLOWS, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(replies, BPF_MAP_TYPE_HASH, __u64, struct up_reply, UP_REPLIES, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(reply_stats, BPF_MAP_TYPE_PERCPU_HASH, struct up_punt_key, __u64, UP_ROUTE_IDS, BPF_F_NO_PREALLOC);
 UP_MAP_HASH(home_stats, BPF_MAP_TYPE_HASH, __u32, struct up_home_stat, UP_ROUTE_IDS, BPF_F_NO_PREALLOC);
@@ -72,6 +75,13 @@ struct {
 	__type(key, int);
 	__type(value, struct up_socket);
 } sockets SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, int);
+	__type(value, struct up_origin);
+} accepted SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, UP_EVENTS_BYTES);

@@ -8,6 +8,7 @@
  */
 #include "core/balance.h"
 #include "maps.h"
+#include "tuple.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -19,11 +20,6 @@ struct up_peer {
 	__u32 addr[4];
 	__be16 port;
 };
-
-UP_INLINE int up_mapped(const __u32 *a)
-{
-	return !a[0] && !a[1] && a[2] == bpf_htonl(0xffff);
-}
 
 /* An endpoint of a service that is not HTTP, chosen once for the connection. */
 static __noinline int up_pick_tcp(struct up_action *a, struct up_peer *to)

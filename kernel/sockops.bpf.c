@@ -6,11 +6,12 @@
  */
 #include <bpf/bpf_core_read.h>
 
+#include "flow.h"
 #include "stock.h"
+#include "tuple.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-#define UP_AF_INET6 10
 #define UP_TCP_CLOSE 7
 
 struct {
@@ -20,33 +21,18 @@ struct {
 	__type(value, __u8[sizeof(struct up_conn)]);
 } birth_buffer SEC(".maps");
 
-/* A context may only be read at fixed offsets: the compiler must not join the loads of two branches. */
-#define UP_CTX(field)                         \
-	({                                    \
-		__u32 __v = ctx->field;       \
-		asm volatile("" : "+r"(__v)); \
-		__v;                          \
-	})
-
-UP_INLINE void up_tuple_of(struct bpf_sock_ops *ctx, struct up_tuple *t)
+/* For the peer, whose end is established only by what this socket sends next. */
+static __noinline int up_origin_note(struct up_tuple *t, struct up_socket *tag)
 {
-	if (ctx->family == UP_AF_INET6) {
-		t->laddr[0] = UP_CTX(local_ip6[0]);
-		t->laddr[1] = UP_CTX(local_ip6[1]);
-		t->laddr[2] = UP_CTX(local_ip6[2]);
-		t->laddr[3] = UP_CTX(local_ip6[3]);
-		t->raddr[0] = UP_CTX(remote_ip6[0]);
-		t->raddr[1] = UP_CTX(remote_ip6[1]);
-		t->raddr[2] = UP_CTX(remote_ip6[2]);
-		t->raddr[3] = UP_CTX(remote_ip6[3]);
-	} else {
-		t->laddr[0] = t->laddr[1] = t->raddr[0] = t->raddr[1] = 0;
-		t->laddr[2] = t->raddr[2] = bpf_htonl(0xffff);
-		t->laddr[3] = UP_CTX(local_ip4);
-		t->raddr[3] = UP_CTX(remote_ip4);
-	}
-	t->lport = bpf_htons(ctx->local_port);
-	t->rport = bpf_htons(bpf_ntohl(ctx->remote_port));
+	struct up_origin o = {};
+
+	if (!t || !tag)
+		return 0;
+	__builtin_memcpy(o.vip, tag->vip, 16);
+	o.vport = tag->vport;
+	o.workload = tag->workload;
+	bpf_map_update_elem(&origins, t, &o, BPF_ANY);
+	return 0;
 }
 
 static __noinline int up_established(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct up_socket *tag)
@@ -92,6 +78,8 @@ static __noinline int up_established(struct bpf_sock_ops *ctx, struct bpf_sock *
 	if (tag->kind == UP_KIND_CLIENT && BPF_CORE_READ_BITFIELD(tp, syn_data_acked))
 		c->flags |= UP_CF_UNSYNCED;
 	up_port_note(t.lport);
+	if (tag->kind == UP_KIND_CLIENT)
+		up_origin_note(&t, tag);
 	if (bpf_map_update_elem(&conns, &t, c, BPF_ANY)) {
 		up_count(UP_C_CONNS_FULL);
 		return 0;
@@ -127,13 +115,16 @@ static __noinline int up_client_closed(struct up_conn *c, struct up_tuple *t)
 			u->state = idle ? UP_FREE : UP_DEAD;
 		}
 		bpf_spin_unlock(&u->lock);
-		if (active)
+		if (active) {
 			up_answered(u->endpoint, 0);
+			up_flow_count(u, aborted ? 0 : u->rsp.status);
+		}
 		if (aborted)
 			up_count(UP_C_ABORTED);
 		if (mine)
 			up_release(u, &c->peer, u->workload, u->endpoint, idle);
 	}
+	bpf_map_delete_elem(&origins, t);
 	c->flags |= UP_CF_CLOSED;
 	c->closed_ns = bpf_ktime_get_ns();
 	up_send_event(UP_EVENT_CLOSED, c->workload, 0, 0, c->cookie, t);

@@ -18,6 +18,7 @@
  *   endpoints      ARRAY                endpoint id -> up_endpoint                  agent; id <-> address never changes while live
  *   replies        HASH                 u64 rule, or reason -> up_reply             agent, before any action that names it
  *   endpoint_stats ARRAY                endpoint id -> up_endpoint_stat             kernel
+ *   endpoint_runs  ARRAY                endpoint id -> up_endpoint_run              kernel; agent begins them anew (zeros)
  *   names          HASH                 up_name_key -> up_name_text                 agent; kernel never looks: ids survive restarts
  *   sockets        SK_STORAGE           socket -> up_socket                         connect hooks (clients), home (upstreams, by fd)
  *   conns          HASH                 up_tuple -> up_conn                         kernel
@@ -31,6 +32,7 @@
  *   home_stats     HASH                 route id -> up_home_stat                    home
  *   home_rules     HASH                 u64 hash of the rule -> up_home_rule        agent; an entry never changes: it is named by
  *                                                                                   its content, and there before an action names it
+ *   flow_stats     PERCPU_HASH          up_flow_key -> up_flow_stat                 kernel; agent removes what is gone
  *   interface_stats PERCPU_ARRAY        hash of a host ifindex -> up_interface_stat  agent writes the ifindex, kernel counts
  */
 #ifndef UNDERPASS_ABI_H
@@ -55,6 +57,8 @@
 #define UP_CONNS 65536	     /* clients and upstreams alive at once, and clients closed less than a grace period ago */
 #define UP_STOCK_SLOTS 256   /* free upstreams of one (workload, endpoint) */
 #define UP_STOCKS 16384
+#define UP_FLOWS 65536 /* (workload, route, endpoint, status) that ever met */
+#define UP_ORIGINS 16384 /* connections between their client's and their peer's being established: microseconds each */
 #define UP_EVENTS_BYTES (1 << 20)
 #define UP_INTERFACES \
 	4096 /* a power of two, four times UP_WORKLOADS: interface numbers are given out one after the other */
@@ -196,7 +200,9 @@ struct up_conn {
 	__u32 head;  /* where the request under way began */
 
 	__u64 cookie;	 /* socket cookie: tells an entry from its successor on the same tuple */
-	__u64 start_ns;	 /* of the request under way */
+	__u64 start_ns;	 /* of the request under way: when its first segment left, CLOCK_MONOTONIC */
+	__u64 asked;	 /* bytes of the request under way, head and body */
+	__u64 answered;	 /* bytes of its response that have passed */
 	__u64 closed_ns; /* when it was closed or died */
 	__u32 home;	 /* upstream: up_config.home_generation when it was opened; another one: its owner is gone */
 	__u32 requests;	 /* served so far */
@@ -228,6 +234,14 @@ struct up_socket {
 	__u8 pad;
 	__u32 home; /* upstream: home generation */
 	__u32 cluster;
+};
+
+/* What a client connected to: by its tuple until the peer's end is established, then private storage of Envoy's socket. */
+struct up_origin {
+	__u32 vip[4];
+	__u32 workload;
+	__be16 vport;
+	__u16 pad;
 };
 
 struct up_stock_key {
@@ -359,6 +373,13 @@ struct up_endpoint_stat {
 	__u32 requests;
 	__u32 errors; /* status >= 500 */
 	__u32 pad;
+};
+/* Requests that failed one after the other, see health.h; peaks: the longest such rows since the agent last wrote zeros. */
+struct up_endpoint_run {
+	__u32 errors;  /* status >= 500, or none */
+	__u32 gateway; /* status 502, 503 or 504, or none */
+	__u32 errors_peak;
+	__u32 gateway_peak;
 };
 
 enum up_name_kind {
@@ -533,6 +554,7 @@ enum up_counter {
 	UP_C_EVENTS_LOST,
 	UP_C_REPLIES,	    /* requests that the kernel answered itself */
 	UP_C_REPLIED_AGAIN, /* packets that asked for such an answer once more */
+	UP_C_FLOWS_FULL,    /* requests that flow_stats has no room for */
 	UP_C_LAST = 32,
 };
 
@@ -543,6 +565,25 @@ struct up_route_stat {
 struct up_punt_key {
 	__u32 route;  /* 0: not known */
 	__u32 reason; /* enum up_reason */
+};
+/*
+ * What has become of the requests that the kernel routed: by whom they were sent, by which route, to which endpoint, and how they
+ * were answered. Latency counts from the first segment's departure to the last byte of the response: slot 0 is below
+ * UP_LATENCY_FIRST_US, each following one twice as wide, the last one all the rest.
+ */
+#define UP_LATENCY_SLOTS 20
+#define UP_LATENCY_FIRST_US 64
+struct up_flow_key {
+	__u32 workload;
+	__u32 route;
+	__u32 endpoint;
+	__u32 status; /* 0: no whole response came */
+};
+struct up_flow_stat {
+	__u64 requests;
+	__u64 asked, answered; /* bytes */
+	__u64 us;	       /* sum of latencies */
+	__u32 slot[UP_LATENCY_SLOTS];
 };
 struct up_home_stat {
 	__u64 requests;
@@ -584,6 +625,7 @@ enum up_control_op {
 		3, /* client `tuple` (local: the client's end): home has got `received` bytes and will have sent `sent` bytes
 			       (both modulo 2^32) when all that it was asked is answered: the next head is due there */
 	UP_CTL_FORGET = 4, /* remove client `tuple` if it is closed and its cookie is `cookie` */
+	UP_CTL_HEALTH = 5, /* endpoint `received` has answered a request of home's with status `sent`; 0: not at all */
 };
 enum up_control_result { UP_CTL_OK = 0, UP_CTL_BUSY = 1, UP_CTL_GONE = 2, UP_CTL_INVALID = 3 };
 struct up_control {

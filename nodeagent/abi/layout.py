@@ -139,6 +139,12 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
             ("text", 0, "char", 1024),
         ),
     ),
+    "up_origin": (
+        24,
+        (
+            ("vip", 0, "u32", 4), ("workload", 16, "u32", 0), ("vport", 20, "be16", 0), ("pad", 22, "u16", 0),
+        ),
+    ),
     "up_program": (
         423440,
         (

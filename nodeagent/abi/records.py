@@ -59,6 +59,16 @@ class Socket(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Origin(Record):
+    """What a client connected to, for a peer that is not the kernel."""
+
+    STRUCT: ClassVar[str] = "up_origin"
+    vip: bytes = NO_ADDRESS
+    workload: int = 0
+    vport: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class StockKey(Record):
     """Whose free upstreams, to which endpoint."""
 

@@ -62,6 +62,7 @@ class ProgramType(enum.IntEnum):
     SK_SKB = 14
     SK_MSG = 16
     CGROUP_SOCK_ADDR = 18
+    CGROUP_SOCKOPT = 25
     SYSCALL = 31
 
 
@@ -75,6 +76,7 @@ class AttachType(enum.IntEnum):
     CGROUP_UDP6_SENDMSG = 15
     CGROUP_UDP4_RECVMSG = 19
     CGROUP_UDP6_RECVMSG = 20
+    CGROUP_GETSOCKOPT = 21
     CGROUP_INET4_GETPEERNAME = 29
     CGROUP_INET6_GETPEERNAME = 30
     TCX_INGRESS = 46

@@ -18,7 +18,7 @@ from nodeagent.bpf.abc import Kernel, Link, Map, Program
 from nodeagent.bpf.errors import BpfError, KeyExistsError, NoSuchDeviceError, NotPinnedError, UnsupportedFeatureError
 from nodeagent.node.netns import inside
 from nodeagent.node.paths import NodePaths
-from nodeagent.node.programs import HOME_SLOTS, SLOTS, Slot
+from nodeagent.node.programs import ENVOY_SLOTS, HOME_SLOTS, SLOTS, Slot
 from nodeagent.node.registry import Workload
 
 _RELEASES, _RELEASE = 20, 0.01  # how often, and after how many seconds, an attachment is tried again
@@ -63,10 +63,17 @@ class Attacher:
 
     def attach_home(self) -> list[Repair]:
         """The same for home's own cgroup, which is made if need be."""
-        self.paths.home_cgroup.mkdir(parents=True, exist_ok=True)
+        return self._attach_process("home", HOME_SLOTS, self.paths.home_cgroup)
+
+    def attach_waypoint(self) -> list[Repair]:
+        """The same for the cgroup that the node's Envoy runs in."""
+        return self._attach_process("waypoint", ENVOY_SLOTS, self.paths.waypoint_cgroup)
+
+    def _attach_process(self, key: str, slots: tuple[Slot, ...], cgroup: Path) -> list[Repair]:
+        cgroup.mkdir(parents=True, exist_ok=True)
         repairs: list[Repair] = []
-        for slot in HOME_SLOTS:
-            self._ensure("home", slot, None, _identity(self.paths.home_cgroup), repairs)
+        for slot in slots:
+            self._ensure(key, slot, cgroup, _identity(cgroup), repairs)
         return repairs
 
     def detach(self, key: str, workload: Workload | None = None) -> None:
@@ -101,10 +108,10 @@ class Attacher:
             return []
         return sorted(path.name for path in self.paths.links.iterdir() if path.is_dir())
 
-    def _ensure(self, key: str, slot: Slot, workload: Workload | None, target: int, repairs: list[Repair]) -> None:
+    def _ensure(self, key: str, slot: Slot, to: Workload | Path, target: int, repairs: list[Repair]) -> None:
         if slot.place != "cgroup" and self.tcx is False:
-            assert workload is not None
-            self._ensure_clsact(key, slot, workload, repairs)
+            assert isinstance(to, Workload)
+            self._ensure_clsact(key, slot, to, repairs)
             return
         directory = self.paths.links_of(key)
         pin = directory / slot.name
@@ -127,9 +134,9 @@ class Attacher:
             link.close()
             self._unpin(pin)
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = self._attach(slot, workload)
+        fresh = self._attach(slot, to)
         if fresh is None:  # it turned out that there is no tcx
-            self._ensure(key, slot, workload, target, repairs)
+            self._ensure(key, slot, to, target, repairs)
             return
         try:
             fresh.pin(pin)
@@ -141,15 +148,15 @@ class Attacher:
     def _attaching(key: str, repairs: list[Repair]) -> bool:
         return any(repair.key == key and repair.why == "new" for repair in repairs)
 
-    def _attach(self, slot: Slot, workload: Workload | None) -> Link | None:
+    def _attach(self, slot: Slot, to: Workload | Path) -> Link | None:
         program = self.programs[slot.program]
         if slot.place == "cgroup":
-            cgroup = workload.cgroup if workload is not None else self.paths.home_cgroup
+            cgroup = to if isinstance(to, Path) else to.cgroup
             return self.kernel.attach_cgroup(program, cgroup, slot.attach_type)
-        assert workload is not None
+        assert isinstance(to, Workload)
         for attempt in range(_RELEASES):
             try:
-                with self._where(slot, workload) as ifindex:
+                with self._where(slot, to) as ifindex:
                     link = self.kernel.attach_tcx(program, ifindex, slot.attach_type)
             except UnsupportedFeatureError:
                 if self.tcx:

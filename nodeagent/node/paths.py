@@ -51,13 +51,18 @@ class NodePaths:
 
     @property
     def links(self) -> Path:
-        """Pinned links: one directory per workload, and `home`."""
+        """Pinned links: one directory per workload, `home` and `waypoint`."""
         return self.bpffs / "links"
 
     @property
     def home_cgroup(self) -> Path:
         """The cgroup of the home process."""
         return self.cgroup / "home"
+
+    @property
+    def waypoint_cgroup(self) -> Path:
+        """The cgroup of the node's Envoy."""
+        return self.cgroup / "waypoint"
 
     def links_of(self, key: str) -> Path:
         """Directory of one workload's links; key: "namespace/name"."""

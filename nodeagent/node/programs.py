@@ -52,10 +52,16 @@ SLOTS: tuple[Slot, ...] = (
 HOME_SLOTS: tuple[Slot, ...] = tuple(slot for slot in SLOTS if slot.name == "sockops")
 """Home's own cgroup: its upstreams must be recognised when they are established."""
 
+ENVOY_SLOTS: tuple[Slot, ...] = (
+    Slot("accepted", "up_origin_sockops", AttachType.CGROUP_SOCK_OPS, "cgroup"),
+    Slot("original_dst", "up_original_dst", AttachType.CGROUP_GETSOCKOPT, "cgroup"),
+)
+"""The cgroup of the node's Envoy: it learns what its clients connected to."""
+
 CONTROL = "up_control"
 OLDER = {"tc_workload.bpf.o": "tc_workload_old.bpf.o"}
 """The same programs for kernels that refuse the first: before 6.2, see kernel/context.h."""
-OBJECTS = ("sock_addr.bpf.o", "sockops.bpf.o", "tc_workload.bpf.o", "tc_host.bpf.o", "control.bpf.o")
+OBJECTS = ("sock_addr.bpf.o", "sockops.bpf.o", "tc_workload.bpf.o", "tc_host.bpf.o", "control.bpf.o", "origin.bpf.o")
 
 
 @dataclass(slots=True)

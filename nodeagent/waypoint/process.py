@@ -28,6 +28,8 @@ from nodeagent.waypoint.supervisor import USUAL, Bounds, Order, State, Superviso
 NOTE: Final = "waypoint.json"
 _ADMIN_S: Final = 1.0  # an Envoy that takes longer to answer one question does not answer
 _LONGEST_SOCKET_PATH: Final = 107
+#: Before it has a socket: those that it accepts belong to the cgroup of the one that listens.
+_ENTER_CGROUP: Final = 'echo $$ > "$1/cgroup.procs" && shift && exec "$@"'
 _GAUGES: Final = "downstream_cx_active$"
 
 log = structlog.get_logger("waypoint")
@@ -52,13 +54,18 @@ def find_envoy(given: Path | None) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How Envoy is started. run: the node's directory; config: the user's bootstrap; overlay: the agent's part."""
+    """How Envoy is started.
+
+    run: the node's directory; config: the user's bootstrap, None: the overlay is all of it; overlay: the agent's part;
+    cgroup: the one that it runs in, None: the agent's.
+    """
 
     binary: Path
     run: Path
-    config: Path
+    config: Path | None
     overlay: Mapping[str, Any]
     drain: float = USUAL.drain
+    cgroup: Path | None = None
 
     @property
     def admin(self) -> Path:
@@ -67,9 +74,11 @@ class Launch:
 
     def command(self) -> list[str]:
         """The command line."""
+        enter = [] if self.cgroup is None else ["/bin/sh", "-c", _ENTER_CGROUP, "sh", str(self.cgroup)]
+        config = [] if self.config is None else ["--config-path", str(self.config)]
         return [
-            str(self.binary), "--config-path", str(self.config), "--config-yaml", json.dumps(self.overlay),
-            "--disable-hot-restart", "--drain-time-s", str(max(1, round(self.drain))), "--log-level", "warning",
+            *enter, str(self.binary), *config, "--config-yaml", json.dumps(self.overlay), "--disable-hot-restart",
+            "--drain-time-s", str(max(1, round(self.drain))), "--log-level", "warning",
         ]  # fmt: skip
 
 

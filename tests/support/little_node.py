@@ -138,7 +138,8 @@ class LittleNode:
             subprocess.run(["ip", "link", "delete", pod.veth], check=False, capture_output=True)
         subprocess.run(["ip", "link", "delete", self.bridge], check=False, capture_output=True)
         shutil.rmtree(self.paths.bpffs, ignore_errors=True)
-        for cgroup in [*(pod.cgroup for pod in self.pods.values()), self.paths.home_cgroup, self.paths.cgroup]:
+        for cgroup in [*(pod.cgroup for pod in self.pods.values()), self.paths.home_cgroup, self.paths.waypoint_cgroup,
+                       self.paths.cgroup]:  # fmt: skip
             for _ in range(50):
                 try:
                     cgroup.rmdir()
