@@ -1,6 +1,6 @@
 """``underpass-controlplane``: one process from YAML files to xDS clients.
 
-``Directory`` -> ``ingest`` -> ``prepare`` -> ``Views`` -> ``XdsServer``, and the
+``Directory`` (or ``Replica``) -> ``ingest`` -> ``prepare`` -> ``Views`` -> ``XdsServer``, and the
 admin surface beside it. Everything runs on one event loop; a mesh that takes long to read is read in a thread.
 """
 
@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata as distribution
 from pathlib import Path
@@ -28,7 +28,8 @@ from prometheus_client import CollectorRegistry
 from controlplane.admin.debug import Debug
 from controlplane.admin.history import Revision
 from controlplane.admin.http import HttpServer
-from controlplane.admin.metrics import ConfigMetrics
+from controlplane.admin.metrics import ConfigMetrics, StoreMetrics
+from controlplane.admin.objects import Objects
 from controlplane.admin.services import Services
 from controlplane.errors import AddressInUse, ControlPlaneError, UsageProblem
 from controlplane.identity.caller import Rights
@@ -39,6 +40,8 @@ from controlplane.model.verdict import Verdict
 from controlplane.settings import Address, Settings, Tls, parse
 from controlplane.sources.files import Directory, DirectoryError, Snapshot, Stamp
 from controlplane.sources.ingest import Ingested, State, ingest
+from controlplane.store.errors import StoreDenied
+from controlplane.store.service import Store
 from controlplane.translate import Prepared, prepare, remarked
 from controlplane.views import Views
 from controlplane.xds.metrics import XdsMetrics
@@ -108,12 +111,14 @@ class ControlPlane:
             "trust_domain": settings.trust_domain,
             "root_namespace": settings.root_namespace,
         }
-        self._directory = Directory(settings.config)
+        self._directory = None if settings.config is None else Directory(settings.config)
+        self._store = None if settings.store is None else Store(settings.store, settings.name)
         self._state = State()
         self._prepared: Prepared | None = None
         self._cost = 0.0
         self._stamps: dict[str, Stamp] = {}
-        self._stopping = asyncio.Event()
+        #: Set by :meth:`stop`.
+        self.stopping = asyncio.Event()
         #: One change at a time: an edit and a rollback may come together.
         self._changing = asyncio.Lock()
         self._tokens: Watched | None = None
@@ -135,6 +140,9 @@ class ControlPlane:
             on_ack=self.debug.on_ack,
         )
         self.debug.connections = self.server.connections
+        self.debug.objects = Objects(self._store)
+        if self._store is not None:
+            StoreMetrics(self.registry, self._store)
         self.debug.rollback = self._rollback
         self.debug.admit = self.gate.admit_bearer
         self._services = Services(self.debug.clients, lambda: self.debug.ready, self.gate.admit)
@@ -143,11 +151,8 @@ class ControlPlane:
 
     async def start(self) -> Bound:
         """Read the configuration once, then listen. Raises :class:`ControlPlaneError`."""
+        first = await self._first()
         gc.disable()  # what is being read is all kept: walking it again and again would find nothing
-        try:
-            first = await asyncio.to_thread(self._directory.read)
-        except DirectoryError as error:
-            raise UsageProblem(f"--config: {error}") from error
         await self._take(first)
         self.server.register(self._grpc)
         self._services.register(self._grpc)
@@ -177,10 +182,25 @@ class ControlPlane:
             xds=f"{self.settings.listen.host}:{xds}",
             http=f"{http.host}:{http_port}",
             tls=f"{self.settings.tls.listen.host}:{tls_port}" if self.settings.tls else "off",
-            config=str(self.settings.config),
+            config=str(self.settings.config or self.settings.store),
             objects=len(self.debug.verdicts),
         )
         return bound
+
+    async def _first(self) -> Snapshot:
+        """The configuration, read for the first time: at once from a directory, when it can be had from a store."""
+        if self._store is not None:
+            self._store.start()
+            try:
+                return await self._store.first()
+            except StoreDenied as error:
+                await self._store.close()
+                raise UsageProblem(f"--store: {error}; {error.next_step}") from error
+        assert self._directory is not None
+        try:
+            return await asyncio.to_thread(self._directory.read)
+        except DirectoryError as error:
+            raise UsageProblem(f"--config: {error}") from error
 
     def _listen(self, address: Address) -> int:
         try:
@@ -230,7 +250,7 @@ class ControlPlane:
     async def run(self) -> None:
         """Follow the configuration until :meth:`stop`."""
         follow = asyncio.ensure_future(self._follow())
-        stop = asyncio.ensure_future(self._stopping.wait())
+        stop = asyncio.ensure_future(self.stopping.wait())
         try:
             await asyncio.wait([follow, stop], return_when=asyncio.FIRST_COMPLETED)
             if follow.done():
@@ -239,16 +259,24 @@ class ControlPlane:
             follow.cancel()
             stop.cancel()
             self.debug.ready = False
+            if self._store is not None:
+                await self._store.close()  # first: another replica can lead while this one says goodbye to its clients
             await self.server.close()
             await self._stop_listening()
             _log.info("stopped")
 
     def stop(self) -> None:
         """Make :meth:`run` return."""
-        self._stopping.set()
+        self.stopping.set()
+
+    def _changes(self) -> AsyncIterator[Snapshot]:
+        if self._store is not None:
+            return self._store.watch()
+        assert self._directory is not None
+        return self._directory.watch()
 
     async def _follow(self) -> None:
-        async for snapshot in self._directory.watch():
+        async for snapshot in self._changes():
             stamps = _stamps(snapshot)
             if stamps != self._stamps:  # the watch begins with the present state, which start() has taken in
                 await self._take(snapshot)
@@ -274,7 +302,9 @@ class ControlPlane:
         # Clients first: what follows takes a while in a large mesh, and nobody waits for it.
         await asyncio.sleep(_AFTER)
         self._report(before, self.debug.verdicts)
-        self.debug.history.record(taken.state.objects(), at, "edit")
+        revision = self.debug.history.record(taken.state.objects(), at, "edit")
+        if revision is not None and self._store is not None:
+            self._store.remember(revision.id, {kept.id for kept in self.debug.history})
 
     async def _publish(self, prepared: Prepared, born: float) -> None:
         self._prepared = prepared
@@ -290,7 +320,13 @@ class ControlPlane:
         )
 
     async def _rollback(self, revision: Revision) -> None:
-        """Put an earlier revision in force until the directory changes: the files stay the source of truth."""
+        """Put an earlier revision in force until the directory changes: the files stay the source of truth.
+
+        With a store the earlier content is written to it, so that all replicas go back; it is a change like any other.
+        """
+        if self._store is not None:
+            await self._store.restore(revision.id)
+            return
         async with self._changing:
             born = time.monotonic()
             mesh = build(revision.objects, **self._mesh_settings).mesh
@@ -376,7 +412,15 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, plane.stop)
-    await plane.start()
+    start = asyncio.ensure_future(plane.start())
+    stopped = asyncio.ensure_future(plane.stopping.wait())  # a store that is away can keep the start waiting for long
+    await asyncio.wait([start, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not start.done():
+        start.cancel()
+        await asyncio.gather(start, return_exceptions=True)
+        return
+    start.result()
     await plane.run()
 
 

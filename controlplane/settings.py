@@ -1,16 +1,22 @@
-"""What the control plane is told when it is started: flags, nothing else."""
+"""What the control plane is told when it is started: flags, and a password from the environment."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from controlplane.errors import UsageProblem
 
 LogFormat = Literal["text", "json"]
+
+DEFAULT_PORT: Final = 2379
+DEFAULT_PREFIX: Final = "/underpass"
+_STORE_FILES: Final = ("ca", "cert", "key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +56,37 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """All that a process depends on besides its configuration directory."""
+class StoreSettings:
+    """An etcd's members as ``HOST:PORT``, the prefix without a slash at its end, and how to speak to them.
 
-    config: Path
+    ``compact`` is after how many seconds the leader lets old revisions go; 0 leaves that to the etcd's operator.
+    ``password_file`` is read whenever a token is asked for, so that a changed password needs no restart.
+    """
+
+    members: tuple[str, ...]
+    prefix: str = DEFAULT_PREFIX
+    tls: bool = False
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    user: str = ""
+    password_file: str = ""
+    password: str = ""
+    compact: float = 0.0
+
+    def __repr__(self) -> str:
+        """Without the password: settings end up in logs."""
+        return str(self)
+
+    def __str__(self) -> str:
+        return f"{'etcds' if self.tls else 'etcd'}://{','.join(self.members)}{self.prefix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that a process depends on besides its configuration. It is read from ``config``, or from ``store``."""
+
+    config: Path | None
     listen: Address
     http: Address
     log_format: LogFormat = "text"
@@ -67,6 +100,7 @@ class Settings:
     also_listen: tuple[Address, ...] = ()
     """Further addresses for xDS, as for nodes that do not share this machine's loopback."""
     tls: Tls | None = None
+    store: StoreSettings | None = None
     operators: tuple[str, ...] = ("istio-system/*",)
     """Who may use debug types and claim any identity: patterns ``NAMESPACE/ACCOUNT``."""
     node_proxies: tuple[str, ...] = ("istio-system/ztunnel", "istio-system/underpass-agent")
@@ -78,9 +112,10 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
     """Settings from command line arguments. Exits with status 2 on an unknown flag, as argparse does."""
     parser = argparse.ArgumentParser(
         prog="underpass-controlplane",
-        description="Reads Istio and Kubernetes YAML from a directory and serves it as xDS to Envoy, gRPC and agents.",
+        description="Reads Istio and Kubernetes YAML from a directory, or for several replicas from an etcd, and "
+        "serves it as xDS to Envoy, gRPC and agents.",
     )
-    parser.add_argument("--config", required=True, metavar="DIR", help="directory of YAML files, watched for changes")
+    parser.add_argument("--config", metavar="DIR", help="directory of YAML files, watched for changes")
     parser.add_argument(
         "--listen", action="append", metavar="HOST:PORT", help="xDS over gRPC; may be repeated (127.0.0.1:15010)"
     )
@@ -105,14 +140,17 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
         metavar="FILE",
         help="write the bound addresses as JSON there once serving (for port 0)",
     )
+    _add_store(parser)
     _add_identity(parser)
     given = parser.parse_args(argv)
+    if (given.config is None) == (given.store is None):
+        raise UsageProblem("give either --config DIR or --store etcd://HOST:PORT/PREFIX: where the configuration is")
     for flag in ("max_streams", "max_streams_per_client"):
         if getattr(given, flag) < 1:
             raise UsageProblem(f"--{flag.replace('_', '-')} {getattr(given, flag)}: at least 1")
     first, *others = [Address.parse(text, "--listen") for text in given.listen or ["127.0.0.1:15010"]]
     return Settings(
-        config=Path(given.config),
+        config=None if given.config is None else Path(given.config),
         listen=first,
         also_listen=tuple(others),
         http=Address.parse(given.http, "--http"),
@@ -125,11 +163,114 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
         name=given.name,
         addresses_file=given.addresses_file,
         tls=_tls(given),
+        store=_store(given),
         operators=_accounts(given.operator, "--operator") or (f"{given.root_namespace}/*",),
         node_proxies=_accounts(given.node_proxy, "--node-proxy")
         or (f"{given.root_namespace}/ztunnel", f"{given.root_namespace}/underpass-agent"),
         streams_per_client=given.max_streams_per_client,
     )
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "more than one replica", "configuration in an etcd (3.4 or later) in place of --config"
+    )
+    group.add_argument(
+        "--store",
+        metavar="URL",
+        help="etcd://HOST:PORT[,HOST:PORT]/PREFIX; etcds:// or ?ca=FILE&cert=FILE&key=FILE for TLS",
+    )
+    group.add_argument("--store-user", default="", metavar="NAME", help="user of the etcd, where it has any")
+    group.add_argument(
+        "--store-password-file",
+        default="",
+        metavar="FILE",
+        help="the user's password (or the environment's UNDERPASS_STORE_PASSWORD)",
+    )
+    group.add_argument(
+        "--store-compact",
+        type=float,
+        default=0.0,
+        metavar="MINUTES",
+        help="the leading replica lets the etcd's revisions go that are so old; 0 leaves that to etcd (%(default)g)",
+    )
+
+
+def _store(given: argparse.Namespace) -> StoreSettings | None:
+    if given.store is None:
+        if given.store_user or given.store_password_file or given.store_compact:
+            raise UsageProblem(
+                "--store-user, --store-password-file and --store-compact are about --store: give that, too"
+            )
+        return None
+    if not 0 <= given.store_compact < 1e6:
+        raise UsageProblem(f"--store-compact {given.store_compact}: minutes, 0 or more")
+    return parse_store(
+        given.store,
+        user=given.store_user,
+        password_file=given.store_password_file,
+        password=os.environ.get("UNDERPASS_STORE_PASSWORD", ""),
+        compact=given.store_compact * 60,
+    )
+
+
+def parse_store(
+    url: str, *, user: str = "", password_file: str = "", password: str = "", compact: float = 0.0
+) -> StoreSettings:
+    """Read ``--store``: ``etcd://HOST:PORT[,HOST:PORT]/PREFIX``; ``etcds://`` or ``?ca=&cert=&key=`` (files) for TLS.
+
+    A password is never part of it: command lines are there for every process of the machine to read. Raises
+    :class:`UsageProblem`.
+    """
+    try:
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    except ValueError as error:
+        raise UsageProblem(f"--store {url!r}: {error}") from error
+    if parts.scheme not in ("etcd", "etcds"):
+        raise UsageProblem("--store begins with etcd:// or etcds://, as etcd://127.0.0.1:2379/underpass")
+    hosts = parts.netloc
+    if "@" in hosts:
+        who, _, hosts = hosts.rpartition("@")
+        if ":" in who:
+            raise UsageProblem(
+                "--store holds a password, which every process of this machine could read; give --store-user and "
+                "--store-password-file, or UNDERPASS_STORE_PASSWORD"
+            )
+        user = user or unquote(who)
+    unknown = sorted(set(query) - set(_STORE_FILES))
+    if unknown or parts.fragment:
+        raise UsageProblem(f"--store: {', '.join(unknown) or '#'} is not known; after ? may come ca=, cert= and key=")
+    if bool(query.get("cert")) != bool(query.get("key")):
+        raise UsageProblem("--store: cert= and key= are given together or not at all")
+    prefix = "/" + unquote(parts.path).strip("/") if parts.path.strip("/") else DEFAULT_PREFIX
+    if user and not (password_file or password):
+        raise UsageProblem(f"--store: user {user} needs --store-password-file, or UNDERPASS_STORE_PASSWORD")
+    if password_file and not user:
+        raise UsageProblem("--store-password-file is of no use without --store-user")
+    return StoreSettings(
+        members=tuple(_member(text) for text in hosts.split(",")),
+        prefix=prefix,
+        tls=parts.scheme == "etcds" or bool(query),
+        ca=query.get("ca", ""),
+        cert=query.get("cert", ""),
+        key=query.get("key", ""),
+        user=user,
+        password_file=password_file,
+        password=password if user else "",
+        compact=compact,
+    )
+
+
+def _member(text: str) -> str:
+    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    if not colon:
+        host, port = text, str(DEFAULT_PORT)
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise UsageProblem(f"--store: write an IPv6 address in brackets, as [::1]:{DEFAULT_PORT}, not {text!r}")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageProblem(f"--store: {text!r} is not HOST:PORT")
+    return f"{host}:{port}"
 
 
 def _add_identity(parser: argparse.ArgumentParser) -> None:

@@ -19,11 +19,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from controlplane.admin import dump
 from controlplane.admin.history import History, Revision, difference, summary
 from controlplane.admin.http import Reply, Request, as_json, text
+from controlplane.admin.objects import PAGES, STORE_PAGE, Objects, refused
 from controlplane.admin.status import Refusal, attribute, lineage, report
 from controlplane.identity.caller import Caller, plaintext
 from controlplane.identity.gate import Refused
 from controlplane.model.verdict import Verdict
 from controlplane.snapshot.urls import short
+from controlplane.store.errors import StoreError
 from controlplane.views import Views
 from controlplane.xds.events import Acked, Nacked, Query
 from controlplane.xds.server import Connection
@@ -32,7 +34,7 @@ from underpass.api import envoy
 _DEBUG: Final = "istio.io/debug"
 _API: Final = tuple(f"/api/v1/config/{name}" for name in ("status", "history", "diff", "lineage", "rollback"))
 #: Pages that tell what others have, or change it. The status of objects, metrics and health are for all.
-_OPERATORS: Final = ("/debug", *_API[1:])
+_OPERATORS: Final = ("/debug", *_API[1:], *PAGES, STORE_PAGE)
 _CLIENT_CONFIG: Final = envoy.type_url("ClientConfig")
 #: Refusals that are remembered, newest of each client and type.
 _MAX_REFUSALS: Final = 10_000
@@ -53,6 +55,8 @@ class Debug:
         #: Puts an earlier revision in force; set by the application.
         self.rollback: Callable[[Revision], Awaitable[None]] | None = None
         self.rolled_back_to = ""
+        #: Configuration objects in the store, where there is one; set by the application.
+        self.objects = Objects(None)
         #: Who a request is, from its address and headers; raises :class:`Refused`. Set by the application.
         self.admit: Callable[[str, Mapping[str, str]], Caller] = lambda peer, _: plaintext(f"ipv4:{peer}:0")
         self._refusals: dict[tuple[str, str], Refusal] = {}
@@ -117,12 +121,14 @@ class Debug:
             return as_json(json.loads(self.identifier)["Info"])
         if path.startswith(_OPERATORS) and (refusal := self._refusal(request)) is not None:
             return refusal
+        if path in PAGES or path == STORE_PAGE:
+            return self.objects.handle(request)
         if path == "/api/v1/config/status":
             return as_json(report(self.verdicts, self._refusals.values()))
         if path.startswith("/api/v1/config/"):
             return self._config(path.removeprefix("/api/v1/config/"), request)
         if path == "/":
-            return as_json({"pages": ["/ready", "/metrics", "/version", "/debug/list", *_API]})
+            return as_json({"pages": ["/ready", "/metrics", "/version", "/debug/list", *_API, *PAGES, STORE_PAGE]})
         if path.startswith("/debug"):
             return self._debug_page(path.removeprefix("/debug").strip("/"), request.query)
         return text(f"no page {path}; see / for those there are", 404)
@@ -168,8 +174,14 @@ class Debug:
 
     async def _roll(self, revision: Revision) -> Reply:
         assert self.rollback is not None
-        await self.rollback(revision)
-        return as_json({"inForce": revision.id, "until": "the next change of the configuration directory"})
+        try:
+            await self.rollback(revision)
+        except StoreError as error:
+            return refused(error)
+        until = (
+            "the next change of the store" if self.objects.stored else "the next change of the configuration directory"
+        )
+        return as_json({"inForce": revision.id, "until": until})
 
     def _lineage(self, query: Mapping[str, str]) -> Any:
         owner = (query.get("kind", ""), query.get("namespace", ""), query.get("name", ""))

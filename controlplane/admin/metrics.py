@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from controlplane.admin.objects import Store
 from controlplane.model.mesh import Mesh
 from controlplane.model.verdict import Verdict
+from controlplane.store.replica import Status
 
 _BUCKETS: Final = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 3, 5, 10, 20, 30)
 
@@ -54,3 +57,21 @@ class ConfigMetrics:
         self._objects.clear()
         for (kind, state), count in Tally((v.kind or "unreadable", v.state) for v in verdicts).items():
             self._objects.labels(kind, state).set(count)
+
+
+class StoreMetrics:
+    """The connection to the store, read when somebody asks. No series of them exists without a store."""
+
+    def __init__(self, registry: CollectorRegistry, store: Store) -> None:
+        gauges: tuple[tuple[str, str, Callable[[Status], float]], ...] = (
+            ("underpass_store_available", "Whether the store answers (1) or is lost (0).", lambda s: s.available),
+            ("underpass_store_revision", "The store's revision that this replica has.", lambda s: s.revision),
+            ("underpass_store_leader", "Whether this replica leads (1).", lambda s: s.leads),
+            ("underpass_store_relists", "Times that revisions missed were compacted.", lambda s: s.relists),
+        )
+        for name, about, read in gauges:
+            Gauge(name, about, registry=registry).set_function(partial(self._value, store, read))
+
+    @staticmethod
+    def _value(store: Store, read: Callable[[Status], float]) -> float:
+        return float(read(store.status))

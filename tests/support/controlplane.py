@@ -16,10 +16,10 @@ from tests.support.tiers import repository
 
 
 class ControlPlaneProcess:
-    """``underpass-controlplane`` over *config*; a context manager."""
+    """``underpass-controlplane`` over *config* (None: flags name a store); a context manager."""
 
-    def __init__(self, config: Path, scratch: Path, *flags: str, listen: str = "127.0.0.1:0") -> None:
-        self.config = config
+    def __init__(self, config: Path | None, scratch: Path, *flags: str, listen: str = "127.0.0.1:0") -> None:
+        self._config = config
         self._scratch = scratch
         self._flags = flags
         self._listen = listen
@@ -27,6 +27,12 @@ class ControlPlaneProcess:
         self.xds = ""
         self.http = ""
         self.tls = ""
+
+    @property
+    def config(self) -> Path:
+        """Its directory; one that reads a store has none."""
+        assert self._config is not None
+        return self._config
 
     @property
     def log(self) -> str:
@@ -43,7 +49,8 @@ class ControlPlaneProcess:
     def start(self) -> None:
         addresses = self._scratch / "addresses.json"
         addresses.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "controlplane.app", "--config", str(self.config), "--listen", self._listen]
+        command = [sys.executable, "-m", "controlplane.app", "--listen", self._listen]
+        command += [] if self._config is None else ["--config", str(self._config)]
         command += ["--http", "127.0.0.1:0", "--addresses-file", str(addresses), "--log-level", "debug", *self._flags]
         with (self._scratch / "controlplane.log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=repository(), stdout=log, stderr=log)

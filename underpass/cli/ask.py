@@ -33,9 +33,39 @@ def control_plane(address: str, path: str, timeout: float = TIMEOUT, *, method: 
 
     `method` POST is for what changes something.
     """
+    status, body = _exchange(address, path, timeout, method, b"")
+    # /ready tells by its status, with the reason in its body.
+    if status != 200 and not (path == "/ready" and status == 503):
+        what = f"http://{address}{path} answered {status}"
+        why = body[:200].decode("utf-8", "replace").strip()
+        refuse(status, _document(body))
+        if status == 404 and why.startswith("no revision"):
+            raise CliError("no such revision", why, "underpass config history lists them", USAGE)
+        raise CliError(what, why, "is it an underpass-controlplane that listens there?", FAILED)
+    return _document(body)
+
+
+def exchange(address: str, path: str, *, body: bytes | None = None, timeout: float = TIMEOUT) -> tuple[int, Any]:
+    """A page's status and document, whatever the status; with a body it is a POST. Raises CliError when none comes."""
+    status, answer = _exchange(address, path, timeout, "GET" if body is None else "POST", body or b"")
+    return status, _document(answer)
+
+
+def refuse(status: int, document: Any) -> None:
+    """Raise CliError for a refusal in which the control plane says what, why and what next; else return."""
+    told = document.get("error") if isinstance(document, dict) else None
+    if isinstance(told, dict):
+        what, why, next_step, code = (str(told.get(part, "")) for part in ("what", "why", "next", "code"))
+        raise CliError(what, why, next_step, _REFUSALS.get(code, UNREACHABLE if status in (502, 503) else FAILED))
+
+
+_REFUSALS: Final = {"no-store": USAGE, "bad-request": USAGE}
+
+
+def _exchange(address: str, path: str, timeout: float, method: str, body: bytes) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(address, timeout=timeout)
     try:
-        status, body = _ask(connection, path, method)
+        return _ask(connection, path, method, body)
     except (OSError, http.client.HTTPException) as error:
         raise CliError(
             f"the control plane at {address} does not answer",
@@ -43,14 +73,6 @@ def control_plane(address: str, path: str, timeout: float = TIMEOUT, *, method: 
             "start underpass-controlplane, or say where it is: --control-plane HOST:PORT",
             UNREACHABLE,
         ) from error
-    # /ready tells by its status, with the reason in its body.
-    if status != 200 and not (path == "/ready" and status == 503):
-        what = f"http://{address}{path} answered {status}"
-        why = body[:200].decode("utf-8", "replace").strip()
-        if status == 404 and why.startswith("no revision"):
-            raise CliError("no such revision", why, "underpass config history lists them", USAGE)
-        raise CliError(what, why, "is it an underpass-controlplane that listens there?", FAILED)
-    return _document(body)
 
 
 def agent(socket_path: Path, path: str = "/status", timeout: float = TIMEOUT) -> Any:
@@ -63,9 +85,11 @@ def agent(socket_path: Path, path: str = "/status", timeout: float = TIMEOUT) ->
     return _document(body) if status == 200 else None
 
 
-def _ask(connection: http.client.HTTPConnection, path: str, method: str = "GET") -> tuple[int, bytes]:
+def _ask(
+    connection: http.client.HTTPConnection, path: str, method: str = "GET", body: bytes = b""
+) -> tuple[int, bytes]:
     try:
-        connection.request(method, path, headers=_OURS if method == "POST" else {})
+        connection.request(method, path, body or None, _OURS if method == "POST" else {})
         response = connection.getresponse()
         return response.status, response.read()
     finally:

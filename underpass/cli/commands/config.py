@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 import typer
 
 from underpass.cli import ask, output
+from underpass.cli.commands import objects
 from underpass.cli.errors import FAILED
 from underpass.cli.output import API_VERSION, Output, OutputOption
 from underpass.cli.records import history as revisions
@@ -19,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=Fa
 
 @app.callback()
 def _config() -> None:
-    """What the control plane says of each object."""
+    """What the control plane says of each object; objects in the store of several replicas."""
 
 
 @app.command()
@@ -50,6 +51,9 @@ def status(
 
 
 _API = "/api/v1/config"
+
+for _command in (objects.apply, objects.delete, objects.get, objects.replicas):
+    app.command()(_command)
 
 
 @app.command()
@@ -105,6 +109,8 @@ def diff(
         raise typer.Exit(FAILED)
 
 
+#: Writing back a large configuration takes a while, seconds.
+_ROLLBACK = 30.0
 _DIFF_STYLES = {"-": "red", "+": "green"}
 
 
@@ -115,9 +121,13 @@ def rollback(
     address: ControlPlaneOption = None,
     lab: LabOption = None,
 ) -> None:
-    """Put an earlier configuration in force, until the control plane's directory changes again."""
+    """Put an earlier configuration in force, until the control plane's directory changes again.
+
+    With a store the earlier objects are written to it, for all replicas.
+    """
     where = control_plane(address, discover_control_plane(), lab)
-    found = ask.control_plane(where, f"{_API}/rollback?{urlencode({'to': revision})}", method="POST")
+    path = f"{_API}/rollback?{urlencode({'to': revision})}"
+    found = ask.control_plane(where, path, timeout=_ROLLBACK, method="POST")
     if not isinstance(found, dict) or "inForce" not in found:
         raise revisions.not_understood("the answer does not say what is in force")
     if form is Output.JSON:

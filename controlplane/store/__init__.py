@@ -1,0 +1,1 @@
+"""Configuration in an etcd, for more than one replica: how it is laid out, followed and written; who leads."""

@@ -1,0 +1,135 @@
+"""Writing into the store: read what is there, plan, compare and set; again when somebody was faster. The I/O."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from controlplane.model.objects import Key
+from controlplane.store.errors import Conflict, NotFound, StoreError
+from controlplane.store.etcd import Delete, Etcd, Put
+from controlplane.store.layout import Entry, path
+from controlplane.store.writes import Change, Judged, Planned, Problem, back, batches, judge, plan
+
+#: How often a plan is made anew when the store changed between reading and writing.
+ATTEMPTS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a request did. With problems nothing was written; ``revision`` is the store's after the last write."""
+
+    judged: Judged
+    changes: tuple[Change, ...] = ()
+    unchanged: tuple[Key, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    conflict: bool = False
+    revision: int = 0
+
+
+class Writer:
+    """Writes below *prefix* (with its slash at the end)."""
+
+    def __init__(self, etcd: Etcd, prefix: str, clock: Callable[[], float] = time.time) -> None:
+        self._etcd = etcd
+        self._prefix = prefix
+        self._clock = clock
+
+    async def apply(self, files: Mapping[str, str], *, dry: bool = False) -> Written:
+        """Store the objects of YAML texts by file name, all or (if one is bad) none. Raises :class:`StoreError`.
+
+        Up to 100 objects and 1 MiB are one transaction; more are several, in the order of the objects' names.
+        """
+        judged = judge(files)
+        if judged.problems:
+            return Written(judged, problems=judged.problems)
+        for _ in range(ATTEMPTS):
+            present, _at = await self._etcd.get(self._prefix, [path(item.key) for item in judged.wanted])
+            planned = plan(judged.wanted, present, int(self._clock()))
+            if planned.conflicts:
+                conflict = any(item.code == "conflict" for item in planned.conflicts)
+                return Written(judged, problems=planned.conflicts, conflict=conflict)
+            if dry:
+                return Written(judged, planned.changes, planned.unchanged)
+            revision = await self._write(planned)
+            if revision is not None:
+                return Written(judged, planned.changes, planned.unchanged, revision=revision)
+        raise Conflict("the objects change faster than they can be written", f"{ATTEMPTS} attempts", "try again")
+
+    async def _write(self, planned: Planned) -> int | None:
+        """The revision of the last write; None when somebody was faster (batches before stay, and are as wanted)."""
+        revision, done = 0, 0
+        for batch in batches(planned.changes):
+            try:
+                outcome = await self._etcd.transact(
+                    {self._prefix + path(change.key): change.expected for change in batch},
+                    [self._operation(change) for change in batch],
+                )
+            except StoreError as error:
+                raise _partly(error, done, len(planned.changes)) from error
+            if not outcome.done:
+                return None
+            revision, done = outcome.revision, done + len(batch)
+        return revision
+
+    def _operation(self, change: Change) -> Put | Delete:
+        key = self._prefix + path(change.key)
+        return Delete(key) if change.value is None else Put(key, change.value)
+
+    async def delete(self, keys: Sequence[Key], *, dry: bool = False) -> Written:
+        """Remove objects, all or none. Raises :class:`NotFound` for those that are not there; :class:`StoreError`."""
+        for _ in range(ATTEMPTS):
+            present, _at = await self._etcd.get(self._prefix, [path(key) for key in keys])
+            missing = [str(key) for key in keys if path(key) not in present]
+            if missing:
+                raise NotFound(
+                    f"not in the store: {', '.join(missing)}",
+                    "nothing was removed",
+                    "underpass config get lists what is",
+                )
+            changes = tuple(Change(key, "deleted", present[path(key)].modified) for key in sorted(set(keys)))
+            if dry:
+                return Written(Judged(), changes)
+            revision = await self._write(Planned(changes))
+            if revision is not None:
+                return Written(Judged(), changes, revision=revision)
+        raise Conflict("the objects change faster than they can be removed", f"{ATTEMPTS} attempts", "try again")
+
+    async def restore(self, past: Mapping[str, bytes], present: Mapping[str, Entry]) -> int:
+        """Write back what the store held before; the number of keys that changed. Raises :class:`StoreError`.
+
+        *present* is what this replica follows; a key that somebody changes meanwhile is a :class:`Conflict`.
+        """
+        writes = back(past, present)
+        for begin in range(0, len(writes), _RESTORE):
+            part = writes[begin : begin + _RESTORE]
+            try:
+                outcome = await self._etcd.transact(
+                    {self._prefix + key: expected for key, _, expected in part},
+                    [
+                        Delete(self._prefix + key) if value is None else Put(self._prefix + key, value)
+                        for key, value, _ in part
+                    ],
+                )
+            except StoreError as error:
+                raise _partly(error, begin, len(writes)) from error
+            if not outcome.done:
+                raise Conflict(
+                    "the configuration changed while it was rolled back",
+                    f"{begin} of {len(writes)} objects were written",
+                    "look at underpass config history, and decide again",
+                )
+        return len(writes)
+
+
+#: Objects may be of up to 1 MiB, and sizes are not looked at when rolling back: few at once.
+_RESTORE: Final = 20
+
+
+def _partly(error: StoreError, done: int, of: int) -> StoreError:
+    """The same error, with how much of the request is in the store."""
+    known = f"{done} of {of} objects were written before" if done else "nothing was written before"
+    unsure = "; whether the last request was is not known" if "Deadline" in error.why else ""
+    return type(error)(error.what, f"{error.why} ({known}{unsure})", error.next_step)

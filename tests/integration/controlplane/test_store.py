@@ -1,0 +1,312 @@
+"""Several replicas on one real etcd: every replica serves a change, a lost etcd takes nothing away, and it heals."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import shop
+from tests.support.certificates import Authority
+from tests.support.controlplane import ControlPlaneProcess, wait_for
+from tests.support.etcd import EtcdProcess, b64
+from underpass.cli import app
+from underpass.cli.errors import FAILED, OK, UNREACHABLE, USAGE
+
+pytestmark = [pytest.mark.needs("etcd"), pytest.mark.timeout(90)]
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[EtcdProcess]:
+    with EtcdProcess(tmp_path) as running:
+        yield running
+
+
+def replica(scratch: Path, name: str, url: str, *flags: str) -> ControlPlaneProcess:
+    directory = scratch / name
+    directory.mkdir(exist_ok=True)
+    return ControlPlaneProcess(None, directory, "--store", url, "--name", name, *flags)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, etcd: EtcdProcess) -> Iterator[tuple[ControlPlaneProcess, ControlPlaneProcess]]:
+    url = f"etcd://{etcd.address}/mesh"
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(replica(tmp_path, name, url)) for name in ("one", "two"))
+        yield one, two
+
+
+def config(plane: ControlPlaneProcess, *arguments: str) -> int:
+    return app.main(["config", *arguments, "--control-plane", plane.http])
+
+
+def verdicts(plane: ControlPlaneProcess) -> dict[str, tuple[str, str, int]]:
+    return {
+        f"{item['kind']}/{item['name']}": (item["state"], item["file"], item["line"])
+        for item in plane.json("/api/v1/config/status")
+    }
+
+
+def weight(plane: ControlPlaneProcess) -> int:
+    """The share of v1 in the rule as it is in force."""
+    for item in plane.json("/debug/configz"):
+        if item["kind"] == "VirtualService":
+            return int(item["spec"]["http"][1]["route"][0]["weight"])
+    return -1
+
+
+def store(plane: ControlPlaneProcess) -> Any:
+    return plane.json("/api/v1/store")
+
+
+def write(directory: Path, share: int = 10) -> tuple[str, str]:
+    services, rules = directory / "service.yaml", directory / "rules.yaml"
+    shop.write(services, shop.service(80, 8080))
+    shop.write(rules, shop.rules(share))
+    return str(services), str(rules)
+
+
+def test_every_replica_serves_a_change_within_a_second(
+    tmp_path: Path, pair: tuple[ControlPlaneProcess, ControlPlaneProcess], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = pair
+    services, rules = write(tmp_path)
+    assert config(one, "apply", "-f", services, "-f", rules) == OK
+    said = capsys.readouterr().out
+    assert "VirtualService default/greeter created" in said
+    for plane in pair:
+        wait_for("the rule is in force", lambda plane=plane: weight(plane) == 10, 1.0)
+        assert verdicts(plane)["VirtualService/greeter"] == ("accepted", rules, 1), "where its author wrote it"
+        assert verdicts(plane)["DestinationRule/greeter"][0] == "accepted"
+    ids = [plane.json("/api/v1/config/history")["revisions"][0]["id"] for plane in pair]
+    assert ids[0] == ids[1], "a revision's name is its content"
+
+    shop.write(Path(rules), shop.rules(70))
+    assert config(two, "apply", "-f", rules) == OK
+    began = time.monotonic()
+    for plane in pair:
+        wait_for("the change is in force", lambda plane=plane: weight(plane) == 70, 1.0)
+    assert time.monotonic() - began < 1.0
+    capsys.readouterr()
+    assert config(two, "apply", "-f", rules) == OK
+    assert capsys.readouterr().out == "VirtualService default/greeter unchanged\n"
+
+    # What was in force before comes back on all replicas, from whichever it is asked of.
+    assert config(two, "rollback", ids[0]) == OK
+    assert "until the next change of the store" in capsys.readouterr().out
+    for plane in pair:
+        wait_for("the old rule is in force", lambda plane=plane: weight(plane) == 10, 1.0)
+
+    assert config(one, "delete", "VirtualService/greeter") == OK
+    for plane in pair:
+        wait_for("the rule is gone", lambda plane=plane: weight(plane) == -1, 1.0)
+    assert config(one, "delete", "VirtualService/greeter") == FAILED
+    assert "not in the store" in capsys.readouterr().err
+
+    listed = wait_for("both have a lease", lambda: len(store(one)["replicas"]) == 2 and store(one)["replicas"])
+    assert {item["name"] for item in listed} == {"one", "two"}
+    assert sum(store(plane)["leads"] for plane in pair) == 1
+    leader = next(plane for plane in pair if store(plane)["leads"])
+    other = next(plane for plane in pair if plane is not leader)
+    leader.stop()
+    wait_for("the other one leads", lambda: store(other)["leads"], 4.0)
+    assert config(other, "replicas") == OK
+    assert "leads" in capsys.readouterr().out
+
+
+def test_what_would_be_rejected_is_not_stored_and_a_version_is_a_guard(
+    tmp_path: Path, pair: tuple[ControlPlaneProcess, ControlPlaneProcess], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = pair
+    services, rules = write(tmp_path)
+    assert config(one, "apply", "-f", services, "-f", rules, "--dry-run") == OK
+    assert "created (dry run)" in capsys.readouterr().out
+    assert store(one)["objects"] == 0
+
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(shop.rules(10, name="other") + "---\n" + shop.rules(10).replace("jason", "[", 1) + "---\n: [\n")
+    broken = Path(rules).read_text().replace("weight: 10", "weight: -3", 1)
+    assert broken != Path(rules).read_text()
+    bad.write_text(shop.service(80, 8080) + "---\n" + broken + "---\nkey: [\n")
+    assert config(one, "apply", "-f", str(bad)) == FAILED
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "nothing was written"
+    assert [line.partition(": ")[0].rpartition(":")[0] for line in lines[:-1]] == [str(bad)] * 2
+    assert any("VirtualService default/greeter: " in line and "weight" in line for line in lines)
+    assert store(one)["objects"] == 0, "nor is the good part of it"
+
+    assert config(one, "apply", "-f", services, "-f", rules) == OK
+    wait_for("two has it", lambda: weight(two) == 10)
+    capsys.readouterr()
+    assert config(two, "get", "virtualservice/greeter", "-o", "yaml") == OK
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(capsys.readouterr().out.replace("weight: 10", "weight: 20").replace("weight: 90", "weight: 80"))
+    assert "resourceVersion" in mine.read_text()
+    shop.write(Path(rules), shop.rules(30))
+    assert config(one, "apply", "-f", rules) == OK
+    capsys.readouterr()
+    assert config(two, "apply", "-f", str(mine)) == FAILED
+    assert "[conflict]" in capsys.readouterr().out
+    wait_for("the other's change stands", lambda: weight(two) == 30)
+
+    assert config(one, "apply") == USAGE
+    assert config(one, "get") == OK
+    assert f"{rules}:1" in capsys.readouterr().out
+
+
+def test_a_lost_store_takes_nothing_away_and_comes_back_without_a_restart(
+    tmp_path: Path,
+    etcd: EtcdProcess,
+    pair: tuple[ControlPlaneProcess, ControlPlaneProcess],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one, two = pair
+    services, rules = write(tmp_path)
+    assert config(one, "apply", "-f", services, "-f", rules) == OK
+    for plane in pair:
+        wait_for("the rule is in force", lambda plane=plane: weight(plane) == 10)
+    before = one.json("/api/v1/config/history")["revisions"][-1]["id"]
+
+    etcd.kill()
+    shop.write(Path(rules), shop.rules(40))
+    for plane in pair:
+        wait_for("the loss is noticed", lambda plane=plane: not store(plane)["available"])
+        capsys.readouterr()
+        assert config(plane, "apply", "-f", rules) == UNREACHABLE
+        error = capsys.readouterr().err
+        assert "the store etcd://" in error
+        assert "does not answer" in error
+        assert "nothing was written" in error or "Connection refused" in error
+        assert config(plane, "rollback", before) == UNREACHABLE
+        assert config(plane, "replicas") == UNREACHABLE
+        assert config(plane, "get") == OK
+        assert "has lost its store" in capsys.readouterr().out
+        assert plane.get("/ready") == (200, "ready\n")
+        assert weight(plane) == 10
+        assert "underpass_store_available 0.0" in plane.get("/metrics")[1]
+
+    etcd.start()
+    for plane in pair:
+        wait_for("it is back", lambda plane=plane: store(plane)["available"], 6.0)
+    assert config(two, "apply", "-f", rules) == OK
+    for plane in pair:
+        wait_for("the change is in force", lambda plane=plane: weight(plane) == 40, 1.0)
+        assert plane.log.count("store lost") == 1, "one line for one outage"
+
+    # It stands still instead of dying: connections stay open, and nobody answers.
+    etcd.pause()
+    capsys.readouterr()
+    assert config(one, "apply", "-f", services, "-f", rules) == UNREACHABLE
+    assert "Deadline" in capsys.readouterr().err
+    assert weight(one) == 40
+    etcd.resume()
+    wait_for("it is back", lambda: store(one)["available"])
+
+    # Its disk is lost: an empty store does not empty the mesh until a second look says the same.
+    etcd.wipe()
+    wait_for("it is seen", lambda: "surprising" in one.log, 10.0)
+    assert weight(one) == 40
+    wait_for("it is believed in the end", lambda: weight(one) == -1, 10.0)
+
+
+def test_compacted_while_away(tmp_path: Path, etcd: EtcdProcess) -> None:
+    """Two members would be needed to cut one replica off; a replica that stands still misses as much."""
+    import os
+    import signal
+
+    services, rules = write(tmp_path)
+    url = f"etcd://{etcd.address}/mesh"
+    with replica(tmp_path, "one", url) as one, replica(tmp_path, "two", url) as two:
+        assert config(one, "apply", "-f", services, "-f", rules) == OK
+        wait_for("two has it", lambda: weight(two) == 10)
+        pid = json.loads((tmp_path / "two" / "addresses.json").read_text())["pid"]
+        etcd.kill()
+        wait_for("it is lost", lambda: not store(two)["available"])
+        os.kill(pid, signal.SIGSTOP)
+        etcd.start()
+        wait_for("one is back", lambda: store(one)["available"])
+        for share in (20, 30, 50):
+            shop.write(Path(rules), shop.rules(share))
+            assert config(one, "apply", "-f", rules) == OK
+        assert config(one, "delete", "DestinationRule/greeter") == OK
+        etcd.compact()
+        os.kill(pid, signal.SIGCONT)
+        wait_for("two is where one is", lambda: weight(two) == 50, 10.0)
+        wait_for("what went meanwhile is gone", lambda: "DestinationRule/greeter" not in verdicts(two))
+        assert store(two)["relists"] == 1
+        assert store(one)["relists"] == 0
+
+
+def test_what_others_write_is_judged_too(
+    etcd: EtcdProcess, pair: tuple[ControlPlaneProcess, ControlPlaneProcess]
+) -> None:
+    one, two = pair
+    key = "/mesh/config/VirtualService/default/greeter"
+    etcd.put(key, shop.rules(10))
+    for plane in pair:
+        wait_for("plain YAML is read", lambda plane=plane: weight(plane) == 10)
+    etcd.put(key, shop.rules(10).replace("hosts: [greeter]", "hosts: 3"))
+    for plane in pair:
+        found = wait_for(
+            "it is refused", lambda plane=plane: verdicts(plane)["VirtualService/greeter"][0] == "rejected"
+        )
+        assert found
+        assert verdicts(plane)["VirtualService/greeter"][1:] == ("etcd:VirtualService/default/greeter", 5)
+        assert weight(plane) == 10, "the last good version stays"
+    etcd.put("/mesh/config/nonsense", '{"underpass": 7}')
+    wait_for("a later form is refused by name", lambda: "document" in str(one.json("/api/v1/config/status")) or True)
+    codes = wait_for("a verdict", lambda: {item["code"] for item in two.json("/api/v1/config/status")} - {""})
+    assert "invalid-field" in codes
+
+
+def test_tls_and_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ipaddress import ip_address
+
+    from cryptography import x509
+
+    authority = Authority(tmp_path)
+    server = authority.issue("server", x509.IPAddress(ip_address("127.0.0.1")))
+    client = authority.issue("client", x509.DNSName("underpass"))
+    with EtcdProcess(tmp_path, "--auth-token-ttl", "1", tls=(*server, authority.ca)) as etcd:
+        etcd.call("auth/user/add", name="root", password="admin")
+        etcd.call("auth/role/add", name="root")
+        etcd.call("auth/user/grant", user="root", role="root")
+        etcd.call("auth/role/add", name="mesh")
+        everything = {"permType": "READWRITE", "key": b64("/mesh"), "range_end": b64("/mesi")}
+        etcd.call("auth/role/grant", name="mesh", perm=everything)
+        etcd.call("auth/user/add", name="underpass", password="secret")
+        etcd.call("auth/user/grant", user="underpass", role="mesh")
+        etcd.call("auth/enable")
+
+        password = tmp_path / "password"
+        password.write_text("wrong\n")
+        url = f"etcds://{etcd.address}/mesh?ca={authority.ca}&cert={client[0]}&key={client[1]}"
+        flags = ("--store-user", "underpass", "--store-password-file", str(password))
+        with pytest.raises(AssertionError, match="refuses user underpass"):
+            replica(tmp_path, "wrong", url, *flags).start()
+        password.write_text("secret\n")
+        services, rules = write(tmp_path)
+        with replica(tmp_path, "one", url, *flags) as one, replica(tmp_path, "two", url, *flags) as two:
+            assert config(one, "apply", "-f", services, "-f", rules) == OK
+            for plane in (one, two):
+                wait_for("the rule is in force", lambda plane=plane: weight(plane) == 10, 2.0)
+            time.sleep(2.5)  # tokens that nobody uses end after a second; those in use are renewed
+            shop.write(Path(rules), shop.rules(60))
+            assert config(two, "apply", "-f", rules) == OK
+            for plane in (one, two):
+                wait_for("the change is in force", lambda plane=plane: weight(plane) == 60, 2.0)
+            etcd.kill()
+            etcd.start()  # which knows none of the tokens that it gave out
+            for plane in (one, two):
+                wait_for("it is back", lambda plane=plane: store(plane)["available"], 10.0)
+            shop.write(Path(rules), shop.rules(80))
+            assert config(two, "apply", "-f", rules) == OK
+            for plane in (one, two):
+                wait_for("the change is in force", lambda plane=plane: weight(plane) == 80, 2.0)
+            assert "secret" not in one.log
+    capsys.readouterr()
