@@ -11,11 +11,12 @@ import asyncio
 import fcntl
 import json
 import os
+import platform
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +34,7 @@ from nodeagent.errors import AgentError, ApplyError, SettingsError
 from nodeagent.intent.compile import Compiler
 from nodeagent.intent.ids import Known
 from nodeagent.intent.model import Intent
+from nodeagent.node import probes
 from nodeagent.node.attach import Attacher, Repair, set_workload_id
 from nodeagent.node.interfaces import slot_of
 from nodeagent.node.paths import NodePaths
@@ -69,6 +71,7 @@ class Agent:
         paths: NodePaths,
         loaded: Loaded,
         waypoint: WaypointService | None = None,
+        features: Mapping[str, object] | None = None,
     ) -> None:
         self._settings, self._paths = settings, paths
         self._maps: dict[str, Map] = dict(loaded.maps)
@@ -86,6 +89,7 @@ class Agent:
         self._errors: dict[str, str] = {}
         self._home = settings.home
         self._waypoint = waypoint
+        self._features = features or {}
         self._dirty = Coalescer()
         self._status_due = asyncio.Event()
         self._applied = status.ApplyState()
@@ -404,6 +408,7 @@ class Agent:
             errors=self._errors.values(),
             home=self._home,
             waypoint=self._waypoint.status() if self._waypoint is not None else {"state": "off"},
+            kernel=self._features,
         )
 
     def _page_status(self) -> tuple[int, str, bytes]:
@@ -459,10 +464,15 @@ def lock(path: Path) -> int:
 async def _run(settings: Settings, paths: NodePaths) -> None:
     waypoint = prepare(settings, paths.run) if settings.waypoint else None
     kernel = LinuxKernel()
+    found = probes.survey(kernel, settings.cgroup_root, load=False)
+    found.require(but=("programs",))  # those are loaded in earnest
     loaded = load(kernel, paths)
+    found = probes.loaded(found, len(loaded.programs))
+    for row in found.second_ways:
+        log.info("the kernel lacks a feature; there is a second way", feature=row.feature.key, follows=row.means)
     for name in loaded.replaced:
         log.info("program upgraded in place", program=name)
-    agent = Agent(settings, kernel, paths, loaded, waypoint)
+    agent = Agent(settings, kernel, paths, loaded, waypoint, found.summary(platform.release()))
     task = asyncio.create_task(agent.run())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)

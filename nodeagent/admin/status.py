@@ -102,6 +102,7 @@ def document(
     errors: Iterable[str],
     home: Iterable[tuple[str, int]],
     waypoint: Mapping[str, Any],
+    kernel: Mapping[str, object],
 ) -> dict[str, Any]:
     """The whole document."""
     rows = [view_status(live) for live in views]
@@ -112,6 +113,7 @@ def document(
         "xds": {"target": xds, "connected": all(row["connected"] for row in rows) if rows else None},
         "home": [f"[{a}]:{p}" if ":" in a else f"{a}:{p}" for a, p in home],
         "waypoint": dict(waypoint),
+        "kernel": dict(kernel),
         "views": rows,
         "workloads": [asdict(state) for state in workloads],
         "rejections": [rejection_status(rejection) for rejection in rejections],

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodeagent.bpf import libbpf
-from nodeagent.bpf.abc import MapType, ProgramType
+from nodeagent.bpf.abc import ProgramType
 from nodeagent.bpf.errors import UnsupportedFeatureError
 
-_HELPER_LOOP = 181  # enum bpf_func_id
 _TCX_INGRESS = 46
 _NO_SUCH_IFINDEX = 0x7FFFFFFF
 # r0 = 0; exit: the shortest program, for probes of what one can do with a program
@@ -93,58 +92,6 @@ def btf() -> None:
         )
 
 
-def _helper(kind: ProgramType, number: int, name: str) -> None:
-    if not libbpf.probe("helper", kind, number):
-        raise UnsupportedFeatureError(f"helper {name}", f"not for {kind.name} programs on this kernel")
-
-
-def bpf_loop() -> None:
-    """The helper `bpf_loop` (Linux 5.17), which every loop of the programs is."""
-    _helper(ProgramType.SCHED_CLS, _HELPER_LOOP, "bpf_loop")
-
-
-def _map_type(kind: MapType) -> None:
-    if not libbpf.probe("map_type", kind):
-        raise UnsupportedFeatureError(f"map type {kind.name}", "the kernel has not got it")
-
-
-def socket_storage() -> None:
-    """Maps of type SK_STORAGE."""
-    _map_type(MapType.SK_STORAGE)
-
-
-def ring_buffer() -> None:
-    """Maps of type RINGBUF."""
-    _map_type(MapType.RINGBUF)
-
-
 def cgroup_programs() -> None:
     """Programs of type CGROUP_SOCK_ADDR and SOCK_OPS (CONFIG_CGROUP_BPF)."""
     _with_program(ProgramType.SOCK_OPS, lambda fd: None)
-
-
-REQUIRED: dict[str, Callable[[], object]] = {
-    "cgroup2": cgroup2,
-    "bpffs": bpffs,
-    "btf": btf,
-    "cgroup-programs": cgroup_programs,
-    "bpf_loop": bpf_loop,
-    "socket-storage": socket_storage,
-    "ring-buffer": ring_buffer,
-}
-"""Without these a node cannot run at all."""
-
-OPTIONAL: dict[str, Callable[[], object]] = {"tcx": tcx}
-"""There is a second way for these."""
-
-
-def survey() -> dict[str, UnsupportedFeatureError | None]:
-    """Every probe's outcome by name; None: it works."""
-    outcome: dict[str, UnsupportedFeatureError | None] = {}
-    for name, probe in {**REQUIRED, **OPTIONAL}.items():
-        try:
-            probe()
-            outcome[name] = None
-        except UnsupportedFeatureError as missing:
-            outcome[name] = missing
-    return outcome

@@ -242,6 +242,15 @@ def setns(fd: int) -> None:
         raise OSError(number, os.strerror(number), "setns")
 
 
+def unshare() -> None:
+    """Gives the calling thread a network namespace of its own, with only lo in it. PermissionDeniedError, OSError."""
+    if _libc.unshare(_CLONE_NEWNET) < 0:
+        number = c.get_errno()
+        if number == errno.EPERM:
+            raise PermissionDeniedError("unshare", os.strerror(number), "needs CAP_SYS_ADMIN", number)
+        raise OSError(number, os.strerror(number), "unshare")
+
+
 # ---- maps ----
 
 
@@ -328,6 +337,11 @@ def link_create(program_fd: int, target: int, attach_type: int) -> int:
     of the system call, which is why libbpf 1.1, that does not know tcx, can make such links.
     """
     return int(library().bpf_link_create(program_fd, target, attach_type, None))
+
+
+def attach(program_fd: int, target: int, attach_type: int) -> int:
+    """Attaches without a link, as to a SOCKHASH; it lasts as long as the target. 0 or a negative errno."""
+    return int(library().bpf_prog_attach(program_fd, target, attach_type, 0))
 
 
 def link_update(link_fd: int, program_fd: int) -> int:

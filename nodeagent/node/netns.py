@@ -8,12 +8,13 @@ why bpffs stays visible here and does not inside `ip netns exec`.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nodeagent.bpf import libbpf
-from nodeagent.bpf.errors import NoSuchDeviceError
+from nodeagent.bpf.errors import BpfError, NoSuchDeviceError
 
 _OWN = "/proc/thread-self/ns/net"
 
@@ -26,6 +27,29 @@ def open_namespace(path: Path | str) -> int:
         raise NoSuchDeviceError(
             f"network namespace {path}", cause.strerror or str(cause), "the workload has gone", cause.errno or 0
         ) from cause
+
+
+def fresh() -> int:
+    """A descriptor of a new network namespace with only lo in it, which is down. It ends with the last descriptor.
+
+    PermissionDeniedError, OSError.
+    """
+    found: list[int | BaseException] = []
+
+    def make() -> None:  # a thread of its own: unshare(2) moves the calling thread, and this one goes no further
+        try:
+            libbpf.unshare()
+            found.append(os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC))
+        except (BpfError, OSError) as error:
+            found.append(error)
+
+    thread = threading.Thread(target=make, name="netns")
+    thread.start()
+    thread.join()
+    made = found[0]
+    if isinstance(made, BaseException):
+        raise made
+    return made
 
 
 @contextmanager

@@ -302,9 +302,3 @@ def test_information_and_statistics(kernel: Kernel, tmp_path: Path) -> None:
     assert loaded.maps["shared"].info.id in info.map_ids
     assert info.id in {each.id for each in kernel.programs()}
     assert loaded.maps["shared"].info in set(kernel.maps())
-
-
-def test_survey() -> None:
-    outcome = features.survey()
-    assert set(outcome) == {*features.REQUIRED, *features.OPTIONAL}
-    assert all(outcome[name] is None for name in features.REQUIRED), outcome

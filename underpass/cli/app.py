@@ -23,6 +23,7 @@ _COMMANDS: Table = {
     "routes": ("underpass.cli.commands.routes", "routes", "Each route: who decided how many of its requests."),
     "explain": ("underpass.cli.commands.explain", "app", "What happens to a request, and which line of YAML says so."),
     "bpf": ("underpass.cli.commands.bpf", "app", "The pinned programs, maps and links of a node."),
+    "features": ("underpass.cli.commands.features", "features", "What this kernel can do, and what follows from it."),
     "analyze": ("underpass.cli.commands.analyze", "analyze", "Judge YAML files: what runs where, what is refused."),
     "test": ("underpass.cli.commands.test", "app", "Proofs about a configuration: kernel and Envoy agree."),
     "config": ("underpass.cli.commands.config", "app", "What the control plane says of each object."),

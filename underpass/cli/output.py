@@ -57,7 +57,7 @@ _STYLES: Final = {
     "ok": "green", "synced": "green", "enrolled": "green", "accepted": "green", "kernel": "green", "running": "green",
     "stale": "yellow", "syncing": "yellow", "waiting": "yellow", "shadowed": "yellow", "waypoint": "yellow",
     "warning": "yellow", "nack": "bold red", "failed": "bold red", "rejected": "bold red", "unsupported": "bold red",
-    "error": "bold red", "ended": "bold red", "unreachable": "bold red",
+    "error": "bold red", "missing": "bold red", "ended": "bold red", "unreachable": "bold red",
 }  # fmt: skip
 
 

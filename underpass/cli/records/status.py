@@ -130,6 +130,7 @@ def node(facts: NodeFacts, clients: Iterable[Mapping[str, Any]]) -> dict[str, An
             "refused": home.get("refused", 0),
             "upstreams": home.get("upstreams", {}),
         },
+        "kernel": dict(agent.get("kernel", {})),
         "waypoint": dict(agent.get("waypoint", {"state": "off"})) if facts.answers else {"state": "unknown"},
         "views": [view(row, known) for row in agent.get("views", ())],
         "workloads": [workloads[key] for key in sorted(workloads)],
@@ -275,6 +276,8 @@ def _node_lines(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "  home", f"running (pid {home['pid']}) at {', '.join(home['listen'])}, {upstreams} upstreams, {served}"
     else:
         yield "  home", "NOT RUNNING"
+    if one["kernel"]:
+        yield "  kernel", _kernel(one["kernel"])
     if one["waypoint"]["state"] not in ("off", "unknown"):
         yield "  waypoint", _waypoint(one["waypoint"])
     yield "  views", _tally(item["state"] for item in one["views"])
@@ -292,6 +295,13 @@ def _node_lines(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         source = item.get("source")
         place = f" ({source['file']}:{source['line']})" if source else ""
         yield "  not kernel", f"{item['kind']} {item['name']}{place}: {item['reason']}; {item['effect']}"
+
+
+def _kernel(told: Mapping[str, Any]) -> str:
+    """What the data path goes by here."""
+    ways = told.get("second_ways", {})
+    lacks = f"; without {', '.join(sorted(ways))} (underpass features)" if ways else ""
+    return f"{told['release']}, programs at interfaces by {told['attachment']}, {told['workload_object']}{lacks}"
 
 
 def _waypoint(told: Mapping[str, Any]) -> str:
