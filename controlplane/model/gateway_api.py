@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from controlplane.model.gateway_objects import (
@@ -44,9 +44,9 @@ _GATEWAY: Final[Any] = istio.message("istio.networking.v1alpha3.Gateway")
 class Combined:
     """Rules and gateways made of Gateway API objects, and remarks by object."""
 
-    rules: tuple[Config, ...]
-    gateways: tuple[Config, ...]
-    notes: Mapping[Key, tuple[Note, ...]]
+    rules: tuple[Config, ...] = ()
+    gateways: tuple[Config, ...] = ()
+    notes: Mapping[Key, tuple[Note, ...]] = field(default_factory=dict)
 
 
 class _Combiner:
@@ -297,8 +297,8 @@ def _rank(block: Any) -> tuple[int, int, int, int, int]:
 
 
 def _answer_500(rule: Any) -> None:
-    for field in ("redirect", "rewrite", "timeout", "retries", "fault"):
-        rule.ClearField(field)
+    for part in ("redirect", "rewrite", "timeout", "retries", "fault"):
+        rule.ClearField(part)
     del rule.route[:]
     rule.direct_response.status = 500
 

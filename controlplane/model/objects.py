@@ -62,6 +62,7 @@ class Config:
             and self.meta == other.meta
             and self.gateway_api == other.gateway_api
             and self.origins == other.origins
+            and self.lines == other.lines
             and bool(self.spec == other.spec)
         )
 

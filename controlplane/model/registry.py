@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar
 
 from controlplane.model.labels import Labels, freeze, get, selects
-from controlplane.model.mesh import Endpoint, Locality, Port, Protocol, Resolution, Service, Target, Workload
+from controlplane.model.mesh import Endpoint, Locality, Port, Resolution, Service, Target, Workload
 from controlplane.model.objects import (
     Config,
     Key,
@@ -18,25 +18,12 @@ from controlplane.model.objects import (
     KubeService,
     Object,
 )
+from controlplane.model.protocols import entry_protocol, protocol
+from controlplane.model.tables import Changed, Tables
 from controlplane.model.verdict import Note
 
-_APP_PROTOCOLS: Final[Mapping[str, Protocol]] = {
-    "kubernetes.io/h2c": "HTTP2",
-    "kubernetes.io/ws": "HTTP",
-    "kubernetes.io/wss": "HTTPS",
-    "http": "HTTP",
-    "http2": "HTTP2",
-    "https": "HTTPS",
-    "grpc": "GRPC",
-    "grpc-web": "GRPC-WEB",
-    "tls": "TLS",
-    "tcp": "TCP",
-    "mongo": "MONGO",
-    "mysql": "MYSQL",
-    "redis": "REDIS",
-}
-#: Ports whose server speaks first, where looking at the client's bytes would wait for ever: TCP unless declared.
-_SERVER_FIRST: Final = frozenset({25, 53, 3306, 27017})
+_T = TypeVar("_T")
+
 _SE_RESOLUTION: Final[Mapping[int, Resolution]] = {
     0: "PASSTHROUGH",
     1: "EDS",
@@ -45,40 +32,24 @@ _SE_RESOLUTION: Final[Mapping[int, Resolution]] = {
     4: "DYNAMIC_DNS",
 }
 
-
-def protocol(port: int, name: str, app_protocol: str, transport: str) -> Protocol:
-    """Protocol of a Kubernetes Service's port: ``appProtocol``, else the name's first word, else ``AUTO``."""
-    if transport == "UDP":
-        return "UDP"
-    found = _APP_PROTOCOLS.get(app_protocol.lower())
-    if found is None:
-        lowered = name.lower()
-        found = _APP_PROTOCOLS.get(lowered) or (
-            "GRPC-WEB" if lowered.startswith("grpc-web") else _APP_PROTOCOLS.get(lowered.partition("-")[0])
-        )
-    if found is None:
-        return "TCP" if port in _SERVER_FIRST else "AUTO"
-    return found
-
-
-def _entry_protocol(text: str, port: int) -> Protocol:
-    upper = text.upper()
-    if upper in get_args(Protocol):
-        return upper  # type: ignore[return-value]  # it is one of them
-    return "TCP" if port in _SERVER_FIRST else "AUTO"
+_Where = tuple[str, str, int]
+"""Namespace, host name and port of a service: what endpoints are found by."""
 
 
 @dataclass(slots=True)
 class Registry:
-    """What :func:`collect` found; mutable only while it is being filled."""
+    """What :func:`collect` found.
 
-    services: list[Service] = field(default_factory=list)
-    endpoints: dict[tuple[str, str, int], tuple[Endpoint, ...]] = field(default_factory=dict)
+    Parts that are equal to the last registry's are the same objects, so that whoever depends on one can tell by
+    identity whether there is anything to do.
+    """
+
+    services: tuple[Service, ...] = ()
+    endpoints: dict[_Where, tuple[Endpoint, ...]] = field(default_factory=dict)
     workloads: dict[str, Workload] = field(default_factory=dict)
-    members: list[Workload] = field(default_factory=list)
+    members: tuple[Workload, ...] = ()
     targets: dict[str, tuple[Target, ...]] = field(default_factory=dict)
-    notes: dict[Key, list[Note]] = field(default_factory=lambda: defaultdict(list))
-    remembered: Remembered = field(default_factory=lambda: Remembered())
+    notes: Mapping[Key, list[Note]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -96,10 +67,11 @@ class Remembered:
     """What the next :func:`collect` may take over: in a large mesh nearly every service is as it was before."""
 
     domain: str = ""
-    nodes: dict[str, Labels] = field(default_factory=dict)
-    pods: dict[str, tuple[KubePod, ...]] = field(default_factory=dict)
-    entries: dict[str, tuple[Config, ...]] = field(default_factory=dict)
-    services: dict[Key, _Known] = field(default_factory=dict)
+    tables: Tables = field(default_factory=Tables)
+    known: dict[Key, _Known] = field(default_factory=dict)
+    registry: Registry = field(default_factory=Registry)
+    #: Of each workload that backs anything: where its address is an endpoint.
+    backs: Mapping[str, frozenset[_Where]] = field(default_factory=dict)
 
 
 def _family(address: str) -> int:
@@ -110,72 +82,144 @@ def _family(address: str) -> int:
 
 
 class _Collector:
-    def __init__(self, objects: Mapping[Key, Object], domain: str, previous: Remembered) -> None:
+    def __init__(self, tables: Tables, domain: str, previous: Remembered) -> None:
         self._domain = domain
         self._previous = previous
-        self._pods: dict[tuple[str, str], KubePod] = {}
-        self._by_namespace: dict[str, list[KubePod]] = defaultdict(list)
-        self._slices: dict[tuple[str, str], list[KubeEndpointSlice]] = defaultdict(list)
-        self._nodes: dict[str, Labels] = {}
-        self._entries: dict[str, list[Config]] = defaultdict(list)
-        self._services: list[KubeService] = []
-        self._service_entries: list[Config] = []
+        self._tables = tables
+        self._pods = tables.pods
+        self._by_namespace = tables.by_namespace
+        self._nodes = tables.nodes
+        self._entries = tables.entries
+        self._services: list[Service] = []
+        self._members: list[Workload] = []
+        self._notes: dict[Key, list[Note]] = defaultdict(list)
         self.out = Registry()
-        for key in sorted(objects):
-            self._sort(objects[key])
 
-    def _sort(self, item: Object) -> None:
-        key = item.meta.key
-        if isinstance(item, KubePod):
-            self._pods[key.namespace, key.name] = item
-            if not item.terminal:
-                self._by_namespace[key.namespace].append(item)
-        elif isinstance(item, KubeEndpointSlice):
-            self._slices[key.namespace, item.service].append(item)
-        elif isinstance(item, KubeNode):
-            self._nodes[key.name] = item.meta.labels
-        elif isinstance(item, KubeService):
-            self._services.append(item)
-        elif isinstance(item, Config) and key.kind == "WorkloadEntry":
-            self._entries[key.namespace].append(item)
-        elif isinstance(item, Config) and key.kind == "ServiceEntry":
-            self._service_entries.append(item)
-
-    def run(self) -> Registry:
+    def run(self) -> tuple[Registry, Remembered]:
+        """Everything, with the results of services that are as they were."""
         self._collect_workloads()
-        now = Remembered(
-            domain=self._domain,
-            nodes=self._nodes,
-            pods={space: tuple(pods) for space, pods in self._by_namespace.items()},
-            entries={space: tuple(entries) for space, entries in self._entries.items()},
-        )
-        before = self._previous
-        same = (now.domain, now.nodes) == (before.domain, before.nodes)
-        spaces = {service.meta.key.namespace for service in self._services}
+        before, tables = self._previous, self._tables
+        same = (self._domain, tables.nodes) == (before.domain, before.tables.nodes)
+        spaces = {service.meta.key.namespace for service in tables.services}
         unchanged = {
             space
             for space in spaces
             if same
-            and now.pods.get(space) == before.pods.get(space)
-            and now.entries.get(space) == before.entries.get(space)
+            and tables.by_namespace.get(space) == before.tables.by_namespace.get(space)
+            and tables.entries.get(space) == before.tables.entries.get(space)
         }
-        for service in self._services:
+        known: dict[Key, _Known] = {}
+        for service in tables.services:
             key = service.meta.key
-            slices = tuple(self._slices.get((key.namespace, key.name), ()))
-            known = before.services.get(key) if key.namespace in unchanged else None
-            if known is None or known.source != service or known.slices != slices:
-                known = self._kubernetes(service, slices)
-            now.services[key] = known
-            self.out.services.append(known.made)
-            for number, endpoints in known.endpoints.items():
-                self.out.endpoints[key.namespace, known.made.hostname, number] = endpoints
-        self.out.remembered = now
-        taken = {(service.namespace, service.hostname) for service in self.out.services}
-        for entry in sorted(self._service_entries, key=lambda item: item.meta.age):
+            slices = tables.slices.get((key.namespace, key.name), ())
+            found = before.known.get(key)
+            if found is None or key.namespace not in unchanged or found.source != service or found.slices != slices:
+                found = self._renewed(found, service, slices)
+            known[key] = found
+            self._services.append(found.made)
+            for number, endpoints in found.endpoints.items():
+                self.out.endpoints[key.namespace, found.made.hostname, number] = endpoints
+        taken = {(service.namespace, service.hostname) for service in self._services}
+        for entry in sorted(tables.service_entries, key=lambda item: item.meta.age):
             self._service_entry(entry, taken)
-        self._collect_targets()
-        self.out.services.sort(key=lambda service: (service.hostname, service.namespace))
-        return self.out
+        backs = self._collect_targets()
+        self._services.sort(key=_place)
+        last = before.registry
+        self.out.services = _kept(last.services, self._services)
+        self.out.members = _kept(last.members, self._members)
+        if self.out.workloads == last.workloads:
+            self.out.workloads = last.workloads
+        self.out.notes = self._notes
+        return self.out, Remembered(self._domain, tables, known, self.out, backs)
+
+    def patch(self, changed: Iterable[Changed]) -> tuple[Registry, Remembered] | None:
+        """The last registry with some Services and EndpointSlices changed; None if that is not all that matters.
+
+        The tables are still those of the last registry.
+        """
+        before, last = self._previous, self._previous.registry
+        concerned: dict[tuple[str, str], None] = {}
+        slices: dict[tuple[str, str], dict[Key, KubeEndpointSlice]] = {}
+        now: dict[Key, KubeService | None] = {}
+        for item in changed:
+            if item.concerns(KubePod, KubeNode) or item.key.kind in ("WorkloadEntry", "ServiceEntry"):
+                return None
+            if item.concerns(KubeService):
+                concerned[item.key.namespace, item.key.name] = None
+                now[item.key] = item.new if isinstance(item.new, KubeService) else None
+            for one in (item.old, item.new):
+                if isinstance(one, KubeEndpointSlice):
+                    where = (item.key.namespace, one.service)
+                    concerned[where] = None
+                    table = slices.setdefault(where, {old.meta.key: old for old in self._tables.slices.get(where, ())})
+                    table.pop(item.key, None)
+                    if one is item.new:
+                        table[item.key] = one
+        if not concerned:
+            return last, before
+        self._tables = replace(self._tables, slices=dict(self._tables.slices))
+        for where, table in slices.items():
+            self._tables.slices[where] = tuple(table[key] for key in sorted(table))
+            if not table:
+                del self._tables.slices[where]
+        return self._patched([Key("Service", *where) for where in concerned], now)
+
+    def _patched(self, concerned: list[Key], now: dict[Key, KubeService | None]) -> tuple[Registry, Remembered] | None:
+        before, last = self._previous, self._previous.registry
+        known, endpoints, backs = dict(before.known), dict(last.endpoints), dict(before.backs)
+        services = {(one.hostname, one.namespace): one for one in last.services} if now else {}
+        touched: set[str] = set()
+        for key in concerned:
+            old = known.pop(key, None)
+            source = now.get(key, old.source if old is not None else None)
+            if (old is None) != (source is None) and self._tables.service_entries:
+                return None  # a ServiceEntry may have to give its host up, or get it back
+            if old is not None:
+                services.pop((old.made.hostname, key.namespace), None)
+                for where, pool in _pools(old):
+                    del endpoints[where]
+                    for address in _addresses(pool):
+                        if address in last.workloads:
+                            touched.add(address)
+                            backs[address] = backs[address] - {where}
+            if source is None:
+                continue
+            new = known[key] = self._renewed(old, source, self._tables.slices.get((key.namespace, key.name), ()))
+            services[new.made.hostname, key.namespace] = new.made
+            for where, pool in _pools(new):
+                endpoints[where] = pool
+                for address in _addresses(pool):
+                    if address in last.workloads:
+                        touched.add(address)
+                        backs[address] = backs.get(address, frozenset()) | {where}
+        if now:
+            self._services = sorted(services.values(), key=_place)
+        tables = self._tables
+        if any(value is None or key not in before.known for key, value in now.items()):
+            listed = {service.meta.key: service for service in tables.services} | now
+            tables = replace(tables, services=[one for key in sorted(listed) if (one := listed[key]) is not None])
+        elif now:
+            tables = replace(tables, services=[now.get(one.meta.key) or one for one in tables.services])
+        self.out = Registry(
+            _kept(last.services, self._services) if now else last.services,
+            endpoints,
+            last.workloads,
+            last.members,
+            _retargeted(last.targets, touched, backs, endpoints),
+            last.notes,
+        )
+        return self.out, Remembered(self._domain, tables, known, self.out, backs)
+
+    def _renewed(self, old: _Known | None, service: KubeService, slices: tuple[KubeEndpointSlice, ...]) -> _Known:
+        """A service's result, of which the parts that are as they were stay the same objects."""
+        new = self._kubernetes(service, slices)
+        if old is not None:
+            if old.made == new.made:
+                new.made = old.made
+            for number, pool in new.endpoints.items():
+                if old.endpoints.get(number) == pool:
+                    new.endpoints[number] = old.endpoints[number]
+        return new
 
     # ------------------------------------------------------------------------------------------------- workloads
     def _pod_locality(self, pod: KubePod) -> Locality:
@@ -206,7 +250,7 @@ class _Collector:
                     host_network=pod.host_network,
                     annotations=pod.meta.annotations,
                 )
-                self.out.members.append(workload)
+                self._members.append(workload)
                 if pod.host_network:
                     continue  # its address is the node's, shared with others
                 for ip in pod.ips:
@@ -231,18 +275,22 @@ class _Collector:
                     weight=spec.weight,
                     annotations=entry.meta.annotations,
                 )
-                self.out.members.append(workload)
+                self._members.append(workload)
                 if numeric:
                     self.out.workloads.setdefault(spec.address, workload)
 
-    def _collect_targets(self) -> None:
-        found: dict[str, set[tuple[str, int, int]]] = defaultdict(set)
-        for (_, hostname, port), endpoints in self.out.endpoints.items():
-            for endpoint in endpoints:
-                for address in (endpoint.address, *endpoint.also):
-                    if address in self.out.workloads:
-                        found[address].add((hostname, port, endpoint.port))
-        self.out.targets = {ip: tuple(Target(*item) for item in sorted(items)) for ip, items in sorted(found.items())}
+    def _collect_targets(self) -> dict[str, frozenset[_Where]]:
+        """Find what each workload backs; gives where, by its address, so that a change finds it again."""
+        found: dict[str, set[_Where]] = defaultdict(set)
+        workloads, endpoints = self.out.workloads, self.out.endpoints
+        if workloads:
+            for where, pool in endpoints.items():
+                for address in _addresses(pool):
+                    if address in workloads:
+                        found[address].add(where)
+        backs = {address: frozenset(places) for address, places in found.items()}
+        self.out.targets = _retargeted({}, backs, backs, endpoints)
+        return backs
 
     # --------------------------------------------------------------------------------------- Kubernetes Services
     def _kubernetes(self, service: KubeService, slices: tuple[KubeEndpointSlice, ...]) -> _Known:
@@ -355,17 +403,17 @@ class _Collector:
         spec, key = entry.spec, entry.meta.key
         resolution = _SE_RESOLUTION[spec.resolution]
         ports = tuple(
-            Port(port.name, port.number, _entry_protocol(port.protocol, port.number), port.target_port or port.number)
+            Port(port.name, port.number, entry_protocol(port.protocol, port.number), port.target_port or port.number)
             for port in spec.ports
         )
         for host in sorted(spec.hosts):
             if (key.namespace, host) in taken:
-                self.out.notes[key].append(
+                self._notes[key].append(
                     Note(entry.line("hosts"), "shadowed-host", f"{host}: another object already defines this service")
                 )
                 continue
             taken.add((key.namespace, host))
-            self.out.services.append(
+            self._services.append(
                 Service(
                     hostname=host,
                     namespace=key.namespace,
@@ -465,9 +513,64 @@ def _merge(endpoints: Iterable[Endpoint], primary: int) -> tuple[Endpoint, ...]:
     return tuple(sorted(result, key=lambda item: (item.order, item.instance)))
 
 
-def collect(objects: Mapping[Key, Object], domain: str, previous: Remembered | None = None) -> Registry:
+def _place(service: Service) -> tuple[str, str]:
+    return (service.hostname, service.namespace)
+
+
+def _pools(known: _Known) -> Iterable[tuple[_Where, tuple[Endpoint, ...]]]:
+    for number, pool in known.endpoints.items():
+        yield (known.made.namespace, known.made.hostname, number), pool
+
+
+def _addresses(pool: Iterable[Endpoint]) -> Iterable[str]:
+    for endpoint in pool:
+        yield endpoint.address
+        yield from endpoint.also
+
+
+def _retargeted(
+    last: dict[str, tuple[Target, ...]],
+    touched: Iterable[str],
+    backs: Mapping[str, frozenset[_Where]],
+    endpoints: Mapping[_Where, tuple[Endpoint, ...]],
+) -> dict[str, tuple[Target, ...]]:
+    """The targets with those of some addresses found anew; the same object when none of them changed."""
+    out: dict[str, tuple[Target, ...]] = {}
+    for address in touched:
+        items = {
+            (where[1], where[2], endpoint.port)
+            for where in backs[address]
+            for endpoint in endpoints[where]
+            if address == endpoint.address or address in endpoint.also
+        }
+        found = tuple(Target(*item) for item in sorted(items))
+        if found != last.get(address, ()):
+            out[address] = found
+    if not out:
+        return last
+    merged = {**last, **out}
+    return {address: merged[address] for address in sorted(merged) if merged[address]}
+
+
+def _kept(before: tuple[_T, ...], now: Iterable[_T]) -> tuple[_T, ...]:
+    """*now*, or *before* if it is equal, which is cheap to tell when the elements are the same objects."""
+    listed = tuple(now)
+    return before if before == listed else listed
+
+
+def collect(
+    objects: Mapping[Key, Object],
+    domain: str,
+    previous: Remembered | None = None,
+    changed: Iterable[Changed] | None = None,
+) -> tuple[Registry, Remembered]:
     """Read all services, endpoints and workloads out of ``objects``.
 
-    ``previous`` is what the last registry remembers; it saves work and never changes the result.
+    ``previous`` is what the last registry remembers, ``changed`` what is different since: both save work and never
+    change the result.
     """
-    return _Collector(objects, domain, previous or Remembered()).run()
+    if previous is not None and changed is not None and previous.domain == domain:
+        patched = _Collector(previous.tables, domain, previous).patch(changed)
+        if patched is not None:
+            return patched
+    return _Collector(Tables.of(objects), domain, previous or Remembered()).run()

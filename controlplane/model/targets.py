@@ -26,6 +26,15 @@ def target_refs(policy: Config) -> list[tuple[str, Any]]:
 
 def review(mesh: Mesh, objects: Mapping[Key, Object]) -> Iterator[tuple[Key, Note]]:
     """Remarks on policies whose target is not there: nobody enforces them, and that must be said."""
+    policies: Iterable[Config] = (
+        *mesh.authorization_policies,
+        *mesh.request_authentications,
+        *mesh.envoy_filters,
+        *mesh.telemetries,
+    )
+    aimed = [(policy, refs) for policy in policies if (refs := target_refs(policy))]
+    if not aimed:
+        return
     known = {("Gateway", *_name(item)) for item in objects.values() if isinstance(item, KubeGateway)}
     known |= {(service.kind, service.namespace, service.object) for service in mesh.services}
     ways = {("Gateway", item.namespace, item.name) for item in mesh.waypoints}
@@ -35,15 +44,9 @@ def review(mesh: Mesh, objects: Mapping[Key, Object]) -> Iterator[tuple[Key, Not
         for service in mesh.services
         if (service.namespace, service.hostname) in bound
     }
-    policies: Iterable[Config] = (
-        *mesh.authorization_policies,
-        *mesh.request_authentications,
-        *mesh.envoy_filters,
-        *mesh.telemetries,
-    )
-    for policy in policies:
+    for policy, refs in aimed:
         space = policy.meta.key.namespace
-        for path, target in target_refs(policy):
+        for path, target in refs:
             name = (target.kind, space, target.name)
             if target.kind == "GatewayClass":
                 if space != mesh.root_namespace or target.name != WAYPOINT_CLASS:

@@ -7,7 +7,7 @@ once, and equal states become one object, which lets the differences between the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from controlplane.snapshot.resource import Resource, encode
@@ -37,14 +37,28 @@ class Builder:
         return len(self._resources)
 
     def begin_round(self) -> None:
-        """A new generation of messages follows; forget what the last generations did not use."""
+        """A new generation of messages follows; forget what the last generations did not use.
+
+        Serialised messages are gone through only once a quarter of them may be of no use: most generations change few.
+        """
         self._round += 1
         oldest = self._round - _KEEP_ROUNDS
-        self._resources = {k: v for k, v in self._resources.items() if v[0] >= oldest}
         self._states = {k: v for k, v in self._states.items() if v[0] >= oldest}
         self._layered = {k: v for k, v in self._layered.items() if v[0] >= oldest}
         self._interned = {k: v for k, v in self._interned.items() if v[0] >= oldest}
         self._changes = {k: v for k, v in self._changes.items() if v[0] >= oldest}
+        tables = {id(table): len(table) for table in self._tables()}
+        if len(self._resources) > 1.25 * sum(tables.values()):
+            self._sweep(oldest)
+
+    def _tables(self) -> Iterator[Mapping[str, Any]]:
+        """The tables of messages of which states are remembered."""
+        yield from (messages for _, messages, _ in self._states.values())
+        yield from (own for _, _, own, _ in self._layered.values())
+
+    def _sweep(self, oldest: int) -> None:
+        live = {id(message) for table in self._tables() for message in table.values()}
+        self._resources = {k: v for k, v in self._resources.items() if v[0] >= oldest or k in live}
         self._known = {
             (resource.type_url, resource.name, resource.version): resource
             for _, _, resource in self._resources.values()
@@ -65,19 +79,39 @@ class Builder:
     def state(self, type_url: str, messages: Mapping[str, Any]) -> TypeState:
         """The state of *messages*; the same object for equal content."""
         found = self._states.get(id(messages))
-        if found is None:
-            made = TypeState(self.resource(type_url, name, message) for name, message in messages.items())
-            _, made = self._interned.get(made.identity, (0, made))
-        else:
-            made = found[2]
-            if found[0] == self._round:
-                return made
-            for message in messages.values():  # still in use: keep the messages' entries as young as the state's
-                entry = self._resources.get(id(message))
-                if entry is not None:
-                    self._resources[id(message)] = (self._round, message, entry[2])
+        if found is not None and found[0] == self._round:
+            return found[2]
+        made = found[2] if found is not None else self._new_state(type_url, messages)
         self._states[id(messages)] = (self._round, messages, made)
         self._interned[made.identity] = (self._round, made)
+        return made
+
+    def _new_state(self, type_url: str, messages: Mapping[str, Any]) -> TypeState:
+        """A state that nobody asked for yet.
+
+        A table that says what it was derived from, and how, costs what differs; see ``translate.resources.Table``.
+        """
+        origin = getattr(messages, "origin", None)
+        parent = origin() if origin is not None else None
+        known = self._states.get(id(parent)) if parent is not None else None
+        if known is None:
+            made = TypeState(self.resource(type_url, name, message) for name, message in messages.items())
+            return self._interned.get(made.identity, (0, made))[1]
+        changed, removed = [], []
+        for name in sorted(getattr(messages, "differing", ())):
+            message, old = messages.get(name), known[2].get(name)
+            if message is None:
+                removed += [name] if old is not None else []
+                continue
+            resource = self.resource(type_url, name, message)
+            if resource != old:
+                changed.append(resource)
+        change = Change(tuple(changed), tuple(removed))
+        if not change:
+            return known[2]
+        made = known[2].patched(change)
+        made = self._interned.get(made.identity, (0, made))[1]
+        self._changes[known[2].identity, made.identity] = (self._round, known[2], made, change)
         return made
 
     def layered(self, type_url: str, shared: Mapping[str, Any], own: Mapping[str, Any]) -> TypeState:
@@ -90,10 +124,6 @@ class Builder:
         if found is not None:
             if found[0] != self._round:
                 self._layered[key] = (self._round, *found[1:])
-                for message in own.values():
-                    entry = self._resources.get(id(message))
-                    if entry is not None:
-                        self._resources[id(message)] = (self._round, message, entry[2])
             return found[3]
         made = TypeState((self.resource(type_url, name, message) for name, message in own.items()), base)
         _, made = self._interned.get(made.identity, (0, made))

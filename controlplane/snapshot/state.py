@@ -34,6 +34,26 @@ class TypeState(Mapping[str, Resource]):
         self._base: TypeState | None = base
         self._own: dict[str, Resource] = {name: listed[name] for name in sorted(listed)}
 
+    def patched(self, change: Change) -> TypeState:
+        """This state after *change*, for the price of what changed.  Only a flat state has one."""
+        if self._base is not None:
+            raise ValueError("a layered state is put together of its layers")
+        own = dict(self._own)
+        total, sorted_still = self.identity, True
+        for name in change.removed:
+            gone = own.pop(name, None)
+            if gone is not None:
+                total -= gone.identity
+        for resource in change.changed:
+            old = own.get(resource.name)
+            sorted_still = sorted_still and old is not None
+            total += resource.identity - (0 if old is None else old.identity)
+            own[resource.name] = resource
+        made = TypeState()
+        made._own = own if sorted_still else {name: own[name] for name in sorted(own)}
+        made.__dict__["identity"] = total & _MASK
+        return made
+
     def __getitem__(self, name: str) -> Resource:
         found = self.get(name)
         if found is None:

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-from controlplane.model.build import Built, build
+from controlplane.model.build import Built, Remembered, build
 from controlplane.model.mesh import Mesh
-from controlplane.model.objects import Config, Key, Object
-from controlplane.model.registry import Remembered
+from controlplane.model.objects import Key, Object
 from controlplane.model.verdict import Note, Verdict
 from controlplane.sources.convert import Accepted, Outcome, Rejected, convert
 from controlplane.sources.documents import RawDocument
@@ -302,18 +301,7 @@ def _aged(accepted: Accepted, previous: Accepted | None) -> Accepted:
         return accepted
     now, before = accepted.object.meta.created, previous.object.meta.created
     aged = _with_age(accepted, before) if before < now else accepted
-    return previous if _alike(aged, previous) else aged
-
-
-def _alike(one: Accepted, other: Accepted) -> bool:
-    """Whether two versions of an object are equal, to the line numbers of their parts."""
-    mine, its = one.object, other.object
-    return (
-        one.notes == other.notes
-        and type(mine) is type(its)
-        and mine == its
-        and (not isinstance(mine, Config) or mine.lines == its.lines)  # type: ignore[union-attr]
-    )
+    return previous if aged == previous else aged
 
 
 def _with_age(accepted: Accepted, created: float) -> Accepted:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 
@@ -28,9 +29,30 @@ from controlplane.translate.memo import Memo
 from controlplane.translate.peer import service_mode
 from controlplane.translate.policy import resolve
 from controlplane.translate.protection import protection
-from controlplane.translate.resources import Message, Resources
-from controlplane.translate.scope import Scope, ScopeKey, build_scope, relevant_labels, scope_key
+from controlplane.translate.resources import Message, Resources, Table
+from controlplane.translate.scope import (
+    Scope,
+    ScopeKey,
+    build_scope,
+    labels_depend_on,
+    relevant_labels,
+    scope_depends_on,
+    scope_key,
+)
 from controlplane.translate.targets import Spot
+
+#: Generations for which the translation of a scope is kept though nobody asked for it.
+_KEEP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a scope was translated to, and from which mesh."""
+
+    number: int
+    mesh: Mesh
+    scope: Scope
+    tables: Mapping[str, Table]
 
 
 class Prepared:
@@ -41,23 +63,49 @@ class Prepared:
 
     def __init__(self, mesh: Mesh, previous: Prepared | None = None) -> None:
         self.mesh = mesh
-        self.memo: Memo = Memo(previous.memo if previous is not None else None)
-        self.relevant = relevant_labels(mesh)
+        self._number: int = previous._number + 1 if previous is not None else 0
+        fits = previous is not None and previous.memo.settle()
+        self.memo: Memo = previous.memo if previous is not None and fits else Memo(previous.memo if previous else None)
+        same_labels = previous is not None and _stand(labels_depend_on(previous.mesh), labels_depend_on(mesh))
+        self.relevant: frozenset[str] = previous.relevant if previous and same_labels else relevant_labels(mesh)
         self._scopes: dict[ScopeKey, Scope] = {}
-        self._outbound: dict[ScopeKey, dict[str, dict[str, Message]]] = {}
+        self._outbound: dict[ScopeKey, _Made] = {}
+        # With a new memo nothing is taken over as a whole: what is of use shall be asked for, piece by piece.
+        self._made_before = previous._still_kept(self._number) if previous is not None and fits else {}
+        self._moved: dict[int, tuple[Mesh, frozenset[tuple[str, str]]]] = {}
         self._ambient: Resources | None = None
         self._finished: dict[tuple[object, ...], Resources] = {}
         self._own: dict[tuple[object, ...], tuple[object, Resources]] = {}
         alike = previous is not None and _inbound_settings(previous.mesh) == _inbound_settings(mesh)
         self._own_before = previous._own if previous is not None and alike else {}
 
+    def _still_kept(self, number: int) -> dict[ScopeKey, _Made]:
+        now = self._outbound.copy()  # at once: a client may be connecting meanwhile
+        kept = {key: made for key, made in self._made_before.items() if number - made.number <= _KEEP}
+        return {**kept, **now}
+
     def scope(self, node: Node) -> Scope:
         """Return what this client may see."""
         key = scope_key(node, self.relevant, self.locality(node))
         found = self._scopes.get(key)
         if found is None:
-            found = self._scopes[key] = build_scope(self.mesh, key)
+            old = self._made_before.get(key)
+            if old is not None and _stand(scope_depends_on(old.mesh), scope_depends_on(self.mesh)):
+                found = old.scope
+            else:
+                found = build_scope(self.mesh, key, (old.mesh, old.scope) if old is not None else None)
+            self._scopes[key] = found
         return found
+
+    def moved(self, since: Mesh) -> frozenset[tuple[str, str]]:
+        """Namespaces and host names of services whose endpoints are not what they were in another mesh."""
+        known = self._moved.get(id(since))
+        if known is None:
+            old, new = since.endpoints, self.mesh.endpoints
+            places = [where for where, pool in new.items() if old.get(where) is not pool]
+            places += [where for where in old if where not in new]
+            known = self._moved[id(since)] = (since, frozenset((space, host) for space, host, _ in places))
+        return known[1]
 
     def locality(self, node: Node) -> tuple[str, str, str]:
         """Where a client is: what it says, else where its workload is known to be."""
@@ -70,12 +118,14 @@ class Prepared:
                 return (place.region, place.zone, place.subzone)
         return ("", "", "")
 
-    def outbound(self, scope: Scope) -> dict[str, dict[str, Message]]:
+    def outbound(self, scope: Scope) -> Mapping[str, Table]:
         """Return the resources that do not depend on which workload of the scope asks."""
         found = self._outbound.get(scope.key)
         if found is None:
-            found = self._outbound[scope.key] = _outbound(self, scope)
-        return found
+            old = self._made_before.get(scope.key)
+            tables = (_patched(self, scope, old) if old is not None else None) or _outbound(self, scope)
+            found = self._outbound[scope.key] = _Made(self._number, self.mesh, scope, tables)
+        return found.tables
 
     def ambient(self) -> Resources:
         """Return what every ztunnel is served."""
@@ -136,6 +186,11 @@ class Prepared:
         }
 
 
+def _stand(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
+    """Whether parts of two meshes are the same objects."""
+    return all(old is new for old, new in zip(before, now, strict=True))
+
+
 def _inbound_settings(mesh: Mesh) -> tuple[object, ...]:
     """What every inbound listener depends on, besides the workload and the services that lead to it."""
     return (
@@ -154,8 +209,6 @@ def prepare(mesh: Mesh, previous: Prepared | None = None) -> Prepared:
 
     ``previous`` is the last generation: messages whose inputs did not change are taken over as the same objects.
     """
-    if previous is not None:
-        previous.memo.settle()
     return Prepared(mesh, previous)
 
 
@@ -185,7 +238,7 @@ def parts(prepared: Prepared, node: Node) -> tuple[Resources, Resources]:
     scope = prepared.scope(node)
     shared: Resources = prepared.outbound(scope)
     own: Resources = {}
-    if node.type == "sidecar" and node.generator != "grpc" and node.interception != "NONE":
+    if node.type == "sidecar" and node.generator != "grpc" and node.interception in ("REDIRECT", "TPROXY"):
         own = prepared.own(node, scope)
     mesh = prepared.mesh
     wanted = mesh.envoy_filters or mesh.telemetries or mesh.settings
@@ -225,17 +278,15 @@ def _depends(scope: Scope, service: Service, port: Port, inline: bool) -> tuple[
     )
 
 
-def _outbound(prepared: Prepared, scope: Scope) -> dict[str, dict[str, Message]]:
+def _outbound(prepared: Prepared, scope: Scope) -> Mapping[str, Table]:
     mesh, memo = prepared.mesh, prepared.memo
     cds: dict[str, Message] = {}
     eds: dict[str, Message] = {}
     if scope.key.type == "waypoint":
-        return _waypoint(scope, mesh, memo)
+        return {kind: Table(table) for kind, table in _waypoint(scope, mesh, memo).items()}
     if scope.key.type in ("sidecar", "router"):
         for service in scope.services.values():
-            for port in service.ports:
-                if port.protocol != "UDP":
-                    _service(cds, eds, service, port, scope, mesh, memo)
+            _service(cds, eds, service, scope, mesh, memo)
         if scope.key.generator != "grpc":
             cds[names.BLACK_HOLE] = memo.get("black-hole", clusters.black_hole)
             if scope.key.type == "sidecar":
@@ -243,16 +294,87 @@ def _outbound(prepared: Prepared, scope: Scope) -> dict[str, dict[str, Message]]
     lds, rds, more = memo.get(_depends_routes(scope, mesh), partial(_listeners_and_routes, scope, mesh, memo))
     cds.update(more)
     out = {names.LISTENER: lds, names.ROUTE: rds, names.CLUSTER: cds, names.ENDPOINT: eds}
-    return {kind: dict(sorted(table.items())) for kind, table in out.items()}
+    return {kind: Table(sorted(table.items())) for kind, table in out.items()}
+
+
+def _patched(prepared: Prepared, scope: Scope, old: _Made) -> Mapping[str, Table] | None:
+    """The tables that were made of an older mesh, with what depends on the differences made anew.
+
+    None when that cannot be told service by service: a waypoint's tables, a change of the mesh's identity or of its
+    clients' certificates, clusters that are there for the sake of routes.
+    """
+    mesh, key = prepared.mesh, scope.key
+    if key.type not in ("sidecar", "router") or old.mesh.trust_domain != mesh.trust_domain:
+        return None
+    if key.mesh_certificates and old.mesh.peer_authentications != mesh.peer_authentications:
+        return None
+    before = old.tables
+    touched = dict.fromkeys(_touched(prepared, scope, old))
+    if 2 * len(touched) > len(scope.services):
+        return None
+    gone: tuple[dict[str, Message], dict[str, Message]] = ({}, {})
+    come: tuple[dict[str, Message], dict[str, Message]] = ({}, {})
+    for host in touched:
+        was, now = old.scope.services.get(host), scope.services.get(host)
+        if was is not None:
+            _service(*gone, was, old.scope, old.mesh, prepared.memo)
+        if now is not None:
+            _service(*come, now, scope, mesh, prepared.memo)
+    cds = before[names.CLUSTER].derived(gone[0], come[0])
+    eds = before[names.ENDPOINT].derived(gone[1], come[1])
+    lds, rds = before[names.LISTENER], before[names.ROUTE]
+    if not _routes_stand(scope, mesh, old, touched):
+        if key.type == "router" and (_guards(old.mesh) or _guards(mesh)):
+            return None
+        new_lds, new_rds, _ = _listeners_and_routes(scope, mesh, prepared.memo)
+        lds, rds = lds.derived(lds, new_lds), rds.derived(rds, new_rds)
+    return {names.LISTENER: lds, names.ROUTE: rds, names.CLUSTER: cds, names.ENDPOINT: eds}
+
+
+def _touched(prepared: Prepared, scope: Scope, old: _Made) -> Iterator[str]:
+    """Host names whose clusters or endpoints may be others than before."""
+    was = old.scope
+    if scope is not was and scope.services is not was.services:
+        yield from (host for host, service in scope.services.items() if was.services.get(host) is not service)
+        yield from (host for host in was.services if host not in scope.services)
+    if scope is not was and scope.rules is not was.rules:
+        for host, rule in scope.rules.items():
+            known = was.rules.get(host)
+            if known is not rule and (known is None or known.sources != rule.sources):
+                yield host
+        yield from (host for host in was.rules if host not in scope.rules)
+    for space, host in prepared.moved(old.mesh):
+        service = scope.services.get(host)
+        if service is not None and service.namespace == space:
+            yield host
+
+
+def _routes_stand(scope: Scope, mesh: Mesh, old: _Made, touched: Mapping[str, None]) -> bool:
+    """Whether listeners and routes are what they were; see :func:`_depends_routes`."""
+    if scope is not old.scope or mesh.delegates is not old.mesh.delegates or mesh.domain != old.mesh.domain:
+        return False
+    if any(scope.services[host].headless for host in touched if host in scope.services):
+        return False
+    if scope.key.type != "router":
+        return True
+    parts = (
+        (one.services, one.endpoints, one.gateways, one.authorization_policies, one.request_authentications)
+        for one in (old.mesh, mesh)
+    )
+    return _stand(*parts) and mesh.providers == old.mesh.providers
+
+
+def _guards(mesh: Mesh) -> bool:
+    """Whether routers may have clusters for their routes' sake: authorizers and key sets."""
+    return bool(mesh.authorization_policies or mesh.request_authentications or mesh.providers)
 
 
 def _waypoint(scope: Scope, mesh: Mesh, memo: Memo) -> dict[str, dict[str, Message]]:
     made = waypoint.resources(scope, mesh, memo)
     for host in sorted(made.others):
         service = scope.services.get(host)
-        for port in service.ports if service is not None else ():
-            if service is not None and port.protocol != "UDP":
-                _service(made.cds, made.eds, service, port, scope, mesh, memo)
+        if service is not None:
+            _service(made.cds, made.eds, service, scope, mesh, memo)
     tables = {names.LISTENER: made.lds, names.ROUTE: {}, names.CLUSTER: made.cds, names.ENDPOINT: made.eds}
     return {kind: {name: _same(memo, item) for name, item in sorted(table.items())} for kind, table in tables.items()}
 
@@ -318,6 +440,14 @@ def _listeners_and_routes(
 
 
 def _service(
+    cds: dict[str, Message], eds: dict[str, Message], service: Service, scope: Scope, mesh: Mesh, memo: Memo
+) -> None:
+    for port in service.ports:
+        if port.protocol != "UDP":
+            _port(cds, eds, service, port, scope, mesh, memo)
+
+
+def _port(
     cds: dict[str, Message], eds: dict[str, Message], service: Service, port: Port, scope: Scope, mesh: Mesh, memo: Memo
 ) -> None:
     pool = mesh.endpoints_of(service, port.number)

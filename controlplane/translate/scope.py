@@ -82,6 +82,28 @@ class Scope:
         return self.services.get(host)
 
 
+def labels_depend_on(mesh: Mesh) -> tuple[object, ...]:
+    """All that :func:`relevant_labels` looks at."""
+    return (
+        mesh.virtual_services,
+        mesh.delegates,
+        mesh.destination_rules,
+        mesh.sidecars,
+        mesh.telemetries,
+        mesh.envoy_filters,
+        mesh.gateways,
+    )
+
+
+def scope_depends_on(mesh: Mesh) -> tuple[object, ...]:
+    """All that :func:`build_scope` looks at, besides the names of the domain and the root namespace."""
+    return (*_services_depend_on(mesh), mesh.virtual_services, mesh.delegates)
+
+
+def _services_depend_on(mesh: Mesh) -> tuple[object, ...]:
+    return (mesh.services, mesh.destination_rules, mesh.sidecars, mesh.waypoints)
+
+
 def relevant_labels(mesh: Mesh) -> frozenset[str]:
     """Label keys of clients that outbound configuration depends on."""
     keys: set[str] = set()
@@ -125,31 +147,39 @@ def scope_key(node: Node, relevant: frozenset[str], locality: tuple[str, str, st
     )
 
 
-def build_scope(mesh: Mesh, key: ScopeKey) -> Scope:
-    """Compute what a client of this kind sees."""
+def build_scope(mesh: Mesh, key: ScopeKey, last: tuple[Mesh, Scope] | None = None) -> Scope:
+    """Compute what a client of this kind sees.
+
+    ``last`` is a mesh and what such a client saw of it.  It saves work and changes nothing: services and rules that are
+    the same are the same tables again.
+    """
     sidecar = _sidecar(mesh, key) if key.type == "sidecar" else None
-    seen: dict[str, Service] = {}
-    for service in sorted(mesh.services, key=lambda item: _preference(item, key.namespace)):
-        if service.visible_from(key.namespace):
-            seen.setdefault(service.hostname, service)
     virtual = [config for config in mesh.virtual_services if _sees(config, key.namespace)]
-    if sidecar is not None and sidecar.spec.egress:
+    narrowed = sidecar is not None and bool(sidecar.spec.egress)
+    known = last is not None and not narrowed and key.type != "waypoint" and _same_services(last[0], mesh)
+    services: dict[str, Service] = last[1].services if known and last is not None else {}
+    vips: frozenset[str] = frozenset()
+    if not known:
+        services = _visible_services(mesh, key.namespace)
+    if sidecar is not None and narrowed:
         patterns = _egress(sidecar, key.namespace)
         virtual = [config for config in virtual if _imports_rule(patterns, config, mesh)]
-        seen = _imported(patterns, seen, virtual, mesh)
+        services = _imported(patterns, services, virtual, mesh)
     if key.type in ("sidecar", "waypoint"):
         virtual = [config for config in virtual if not config.spec.gateways or "mesh" in _gateways(config)]
-    vips: frozenset[str] = frozenset()
     if key.type == "waypoint":
         virtual = [config for config in virtual if not config.gateway_api or "*" in config.spec.export_to]
         waypoint = mesh.waypoint(key.namespace, get(key.labels, GATEWAY_NAME))
         # A bound service is seen whoever it is exported to: its clients see it, and the waypoint stands for it.
         bound = set(waypoint.services) if waypoint is not None else set()
-        seen.update({item.hostname: item for item in mesh.services if (item.namespace, item.hostname) in bound})
+        services.update({item.hostname: item for item in mesh.services if (item.namespace, item.hostname) in bound})
         vips = frozenset(hostname for _, hostname in bound)
-    services = dict(sorted(seen.items()))
-    index = RuleIndex(mesh, key)
-    rules = {host: rule for host in services if (rule := index.find(services[host])) is not None}
+    if known and last is not None:
+        rules = last[1].rules
+    else:
+        services = dict(sorted(services.items()))
+        index = RuleIndex(mesh, key)
+        rules = {host: rule for host in services if (rule := index.find(services[host])) is not None}
     policy = sidecar.spec.outbound_traffic_policy if sidecar is not None else None
     explicit = policy is not None and sidecar is not None and sidecar.spec.HasField("outbound_traffic_policy")
     return Scope(
@@ -164,6 +194,22 @@ def build_scope(mesh: Mesh, key: ScopeKey) -> Scope:
         sidecar=sidecar,
         vips=vips,
     )
+
+
+def _same_services(last: Mesh, mesh: Mesh) -> bool:
+    parts = zip(_services_depend_on(last), _services_depend_on(mesh), strict=True)
+    return all(old is new for old, new in parts) and last.root_namespace == mesh.root_namespace
+
+
+def _visible_services(mesh: Mesh, namespace: str) -> dict[str, Service]:
+    """Services by name that a namespace may see; of several with one name, the one that it prefers."""
+    seen: dict[str, Service] = {}
+    for service in mesh.services:
+        if service.visible_from(namespace):
+            rival = seen.get(service.hostname)
+            if rival is None or _preference(service, namespace) < _preference(rival, namespace):
+                seen[service.hostname] = service
+    return seen
 
 
 def _gateways(config: Config) -> set[str]:

@@ -4,7 +4,7 @@ import pytest
 
 from controlplane.model.hosts import matches, overlap, specificity
 from controlplane.model.mesh import Locality, Mesh, fqdn, visible
-from controlplane.model.registry import protocol
+from controlplane.model.protocols import protocol
 from tests.support.mesh import read
 
 
