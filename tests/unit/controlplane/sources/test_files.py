@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,47 @@ def test_a_file_that_is_being_written_is_not_read_half(tmp_path: Path) -> None:
     finally:
         stop.set()
         writer.join()
+
+
+def test_a_large_directory_is_told_soon_of_a_replaced_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full looks far apart: what replaces, adds or removes a file is seen between them, what is written in place at
+    the next one."""
+    monkeypatch.setattr("controlplane.sources.files.FAST_LOOK", 0.0)
+    monkeypatch.setattr("controlplane.sources.files.MIN_PERIOD", 0.01)
+    for name in ("a", "sub/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("kind: A\n", encoding="utf-8")
+
+    async def run() -> None:
+        directory = Directory(tmp_path)
+        stream = directory.watch()
+        await anext(stream)
+
+        async def after(act: Callable[[], object]) -> tuple[Snapshot, float]:
+            pending = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0.05)
+            assert not pending.done()
+            directory._due = time.monotonic() + 0.7  # the next full look
+            begin = time.monotonic()
+            act()
+            snapshot = await asyncio.wait_for(pending, 5)
+            return snapshot, time.monotonic() - begin
+
+        def replace() -> None:
+            (tmp_path / ".new").write_text("kind: B\n", encoding="utf-8")
+            os.replace(tmp_path / ".new", tmp_path / "sub" / "b")
+
+        snapshot, took = await after(replace)
+        assert snapshot.files["sub/b"].documents[0].data == {"kind": "B"}
+        assert took < 0.6
+        snapshot, took = await after(lambda: (tmp_path / "c").write_text("kind: C\n", encoding="utf-8"))
+        assert snapshot.files["c"].documents[0].data == {"kind": "C"}
+        assert took < 0.6
+        snapshot, took = await after((tmp_path / "c").unlink)
+        assert names(snapshot) == ["a", "sub/b"]
+        assert took < 0.6
+        snapshot, took = await after(lambda: (tmp_path / "a").write_text("kind: AA\n", encoding="utf-8"))
+        assert snapshot.files["a"].documents[0].data == {"kind": "AA"}
+        assert took > 0.6
+
+    asyncio.run(run())
