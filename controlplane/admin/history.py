@@ -36,6 +36,8 @@ class Revision:
     objects: Mapping[Key, Object]
     digests: Mapping[Key, str]
     changes: tuple[tuple[str, Key], ...]
+    #: Sum of the digests; the id is made of it.
+    total: int = 0
 
 
 class History:
@@ -44,21 +46,34 @@ class History:
     def __init__(self, keep: int = KEEP, keep_objects: int = KEEP_OBJECTS) -> None:
         self._revisions: deque[Revision] = deque(maxlen=keep)
         self._keep_objects = keep_objects
-        self._digests: dict[int, tuple[Object, str]] = {}
+        #: What was handed in last, and of which the newest revision's digests are.
+        self._objects: Mapping[Key, Object] = {}
 
     def record(self, objects: Mapping[Key, Object], at: float, cause: str) -> Revision | None:
-        """Add a revision; None when nothing changed since the last one."""
-        digests = {key: self._digest(item) for key, item in objects.items()}
+        """Add a revision; None when nothing changed since the last one.  *objects* must not be changed afterwards."""
         last = self.latest
-        if last is not None and digests == last.digests:
+        before: Mapping[Key, str] = {} if last is None else last.digests
+        # Only what is another object than it was is looked at: an object never changes.
+        fresh = {key: digest(item) for key, item in objects.items() if self._objects.get(key) is not item}
+        gone = [key for key in self._objects if key not in objects]
+        self._objects = objects
+        found = [("removed", key) for key in gone]
+        found += [("added", key) for key in fresh if key not in before]
+        found += [("changed", key) for key, value in fresh.items() if before.get(key, value) != value]
+        if last is not None and not found:
             return None
-        changes = compare({} if last is None else last.digests, digests)
-        revision = Revision(_address(digests), at, cause, dict(objects), digests, changes)
+        total = last.total if last is not None else 0
+        digests = dict(before)
+        for key in gone:
+            total -= int(digests.pop(key), 16)
+        for key, value in fresh.items():
+            total += int(value, 16) - int(digests.get(key, "0"), 16)
+            digests[key] = value
+        changes = tuple(sorted(found, key=lambda item: item[1]))
+        revision = Revision(_address(total), at, cause, objects, digests, changes, total)
         self._revisions.append(revision)
         while len(self._revisions) > 2 and sum(len(rev.objects) for rev in self._revisions) > self._keep_objects:
             self._revisions.popleft()
-        current = {id(item) for item in objects.values()}
-        self._digests = {number: entry for number, entry in self._digests.items() if number in current}
         return revision
 
     @property
@@ -76,13 +91,6 @@ class History:
     def __iter__(self) -> Any:
         return reversed(self._revisions)
 
-    def _digest(self, item: Object) -> str:
-        found = self._digests.get(id(item))
-        if found is None:
-            # The object is kept beside its digest, so that its id cannot come to mean another one.
-            found = self._digests[id(item)] = (item, digest(item))
-        return found[1]
-
 
 def digest(item: Object) -> str:
     """A hash of what an object says. Where it was written does not count: moving it to another line is no change."""
@@ -96,9 +104,8 @@ def digest(item: Object) -> str:
     return state.hexdigest()
 
 
-def _address(digests: Mapping[Key, str]) -> str:
-    """The content address of a set of objects: a sum, so that neither order nor sorting is needed."""
-    total = sum(int(value, 16) for value in digests.values())
+def _address(total: int) -> str:
+    """The content address of a set of objects: made of a sum, so that neither order nor sorting is needed."""
     return hashlib.blake2b(total.to_bytes(2 * _DIGEST_BYTES, "big"), digest_size=6).hexdigest()
 
 
