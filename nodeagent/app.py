@@ -46,7 +46,7 @@ from nodeagent.settings import Settings, parse_arguments, parse_home
 from nodeagent.telemetry.prometheus import render
 from nodeagent.watch import Coalescer, every
 from nodeagent.waypoint.process import NOTE, end_predecessor
-from nodeagent.waypoint.service import WaypointService, prepare
+from nodeagent.waypoint.service import Home, WaypointService, prepare
 from nodeagent.xds.client import ViewStream, open_channel
 from nodeagent.xds.live import LiveView
 from nodeagent.xds.session import Update
@@ -101,6 +101,8 @@ class Agent:
         self._channel = open_channel(self._settings.xds)
         self._configure()
         self._repairs(self._attacher.attach_home())
+        if self._waypoint is not None:
+            self._repairs(self._attacher.attach_waypoint())
         self._recover()
         pages = {"/status": self._page_status, "/metrics": self._page_metrics, "/ready": self._page_ready}
         socket_server = await server.serve(self._paths.run / "agent.sock", pages)
@@ -258,6 +260,8 @@ class Agent:
         workloads = [(w, key_of(w)) for w in self._registry.workloads.values() if key_of(w) in ready]
         intent = self._compiler.compile({key: live.snapshot() for key, live in ready.items()}, workloads, self._known)
         covered = self._covered(ready)
+        if self._waypoint is not None and len(ready) == len(self._views):
+            self._waypoint.views_seen({key: (live.view, live.snapshot()) for key, live in ready.items()})
         steps = plan(self._observed, intent, prune=covered)
         compiled = time.perf_counter()
         self._reconciler.execute(steps)
@@ -327,6 +331,8 @@ class Agent:
 
     def _check(self) -> None:
         """Attachments and maps are as they were left, or are repaired."""
+        if self._waypoint is not None:
+            self._repairs(self._attacher.attach_waypoint())
         for workload, _ in self._attached.values():
             try:
                 self._repairs(self._attacher.attach(workload))
@@ -359,15 +365,15 @@ class Agent:
         try:
             data = json.loads((self._paths.run / "home.json").read_text(encoding="utf-8"))
             homes = tuple(parse_home(text) for text in data["listen"])
-            stands_by = bool(data.get("standby"))
+            home = Home(homes, bool(data.get("standby")), int(data.get("mss", 0)))
         except (OSError, ValueError, KeyError, TypeError, SettingsError):
             return  # not there yet, or being replaced; the last known peers stay
-        if self._waypoint is not None and self._waypoint.home_seen(stands_by):
+        if self._waypoint is not None and self._waypoint.home_seen(home):
             self._status_due.set()
-        if homes and homes != self._home:
-            self._home = homes
+        if home.peers and home.peers != self._home:
+            self._home = home.peers
             self._configure()
-            log.info("home peers", homes=homes)
+            log.info("home peers", homes=home.peers)
             self._status_due.set()
 
     def _configure(self) -> None:
@@ -462,7 +468,7 @@ def lock(path: Path) -> int:
 
 
 async def _run(settings: Settings, paths: NodePaths) -> None:
-    waypoint = prepare(settings, paths.run) if settings.waypoint else None
+    waypoint = prepare(settings, paths.run, paths.waypoint_cgroup) if settings.waypoint else None
     kernel = LinuxKernel()
     found = probes.survey(kernel, settings.cgroup_root, load=False)
     found.require(but=("programs",))  # those are loaded in earnest

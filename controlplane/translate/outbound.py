@@ -44,14 +44,14 @@ def listener_name(address: str, port: int) -> str:
 
 
 def listeners(scope: Scope, mesh: Mesh) -> dict[str, Any]:
-    """Return all outbound listeners, ``virtualOutbound`` included unless traffic is not captured."""
+    """Return all outbound listeners, ``virtualOutbound`` included where it is what traffic is captured by."""
     drafts: dict[str, _Draft] = {}
     for service in sorted(scope.services.values(), key=lambda item: item.age):
         for port in service.ports:
             if port.protocol != "UDP":
                 _add(drafts, service, port, scope, mesh)
     out = {name: _finish(name, draft, scope) for name, draft in drafts.items()}
-    if scope.key.interception != "NONE":
+    if scope.key.interception in ("REDIRECT", "TPROXY"):
         out["virtualOutbound"] = _virtual(scope)
     return dict(sorted(out.items()))
 

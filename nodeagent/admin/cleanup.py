@@ -43,6 +43,8 @@ def remove(kernel: Kernel, paths: NodePaths) -> None:
         _empty(directory)
     if paths.bpffs.is_dir():
         paths.bpffs.rmdir()
+    with contextlib.suppress(OSError):
+        paths.waypoint_cgroup.rmdir()  # there is none, or the Envoy in it is not ours to end
     for shared in (paths.bpffs.parent, paths.cgroup.parent):
         with contextlib.suppress(OSError):
             shared.rmdir()  # of all nodes of this machine: goes with the last, and never while something is in it

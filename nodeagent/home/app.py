@@ -295,6 +295,7 @@ class Home:
             "time": time.time(),
             "listen": [f"[{a}]:{p}" if ":" in a else f"{a}:{p}" for a, p in self._settings.listen],
             "standby": self._settings.standby,
+            "mss": self._settings.mss,
             "workloads": sorted(pod.key for pod in self.pods.by_id.values()),
             "requests": requests,
             "refused": refused,

@@ -3,43 +3,95 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
+from nodeagent.cache.store import Resources
 from nodeagent.errors import SettingsError
 from nodeagent.settings import Settings
-from nodeagent.waypoint.bootstrap import overlay
+from nodeagent.waypoint.bootstrap import overlay, whole
 from nodeagent.waypoint.process import Launch, Waypoint, admin_socket, find_envoy
+from nodeagent.waypoint.scopes import Scope, choose
+from nodeagent.xds.views import View
 
-_NODE_ID: Final = "sidecar~127.0.0.1~waypoint-{node}.{namespace}~{namespace}.svc.cluster.local"
+_NODE_ID: Final = "sidecar~{ip}~waypoint-{node}.{namespace}~{namespace}.svc.cluster.local"
 
 log = structlog.get_logger("waypoint")
 
 
-def prepare(settings: Settings, run: Path) -> WaypointService:
-    """What `--waypoint auto` asks for. SettingsError: no Envoy, no such file."""
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What underpass-home says of itself. peers: where it listens; mss: the largest segment it asks for."""
+
+    peers: tuple[tuple[str, int], ...]
+    stands_by: bool
+    mss: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How an Envoy is launched once it is known where and in whose name. cgroup: where its programs are attached."""
+
+    binary: Path
+    run: Path
+    xds: tuple[str, int]
+    node: str
+    cgroup: Path | None
+    config: Path | None = None
+    namespace: str = ""
+
+    def launch(self, home: Home, view: View | None) -> Launch:
+        """With the user's configuration, or, at the home addresses, with what a workload of `view` is served."""
+        metadata: dict[str, object] = {"NAMESPACE": self.namespace, "NODE_NAME": self.node}
+        namespace, ip = self.namespace, "127.0.0.1"
+        if view is not None:
+            namespace, ip = view.namespace, view.ips[0]
+            metadata = {**view.metadata(), "NAME": f"waypoint-{self.node}", "INTERCEPTION_MODE": "HOME"}
+        part = overlay(
+            xds=self.xds,
+            node_id=_NODE_ID.format(ip=ip, node=self.node, namespace=namespace),
+            metadata=metadata,
+            admin=str(admin_socket(self.run)),
+        )
+        if view is None:
+            return Launch(self.binary, self.run, self.config, part, cgroup=self.cgroup)
+        return Launch(self.binary, self.run, None, whole(part, home.peers, home.mss), cgroup=self.cgroup)
+
+
+def prepare(settings: Settings, run: Path, cgroup: Path | None = None) -> WaypointService:
+    """What `--waypoint auto` asks for. cgroup: the one for Envoy. SettingsError: no Envoy, no such file."""
     config = settings.envoy_config
-    if config is None or not config.is_file():
+    if config is not None and not config.is_file():
         raise SettingsError(f"--envoy-config {config}", "no such file", "name an Envoy bootstrap in YAML or JSON")
     host, _, port = settings.xds.rpartition(":")
-    part = overlay(
-        xds=(host.strip("[]"), int(port)),
-        node_id=_NODE_ID.format(node=settings.node, namespace=settings.envoy_namespace),
-        metadata={"NAMESPACE": settings.envoy_namespace, "NODE_NAME": settings.node},
-        admin=str(admin_socket(run)),
+    recipe = Recipe(
+        find_envoy(settings.envoy),
+        run,
+        (host.strip("[]"), int(port)),
+        settings.node,
+        cgroup,
+        config.absolute() if config is not None else None,
+        settings.envoy_namespace,
     )
-    return WaypointService(Launch(find_envoy(settings.envoy), run, config.absolute(), part))
+    admin_socket(run)  # a path that is too long is said now
+    return WaypointService(recipe)
 
 
 class WaypointService:
-    """Waits for a home that stands by; from then on the process is supervised."""
+    """Waits for a home that stands by and, without a file, for workloads; from then on the process is supervised."""
 
-    def __init__(self, launch: Launch) -> None:
-        self.launch = launch
-        self._home = asyncio.Event()
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._home: Home | None = None
+        self._scope: Scope | None = None
+        self._view: View | None = None
+        self._wanted: Launch | None = None
+        self._due = asyncio.Event()
         self._reason = "waits for underpass-home"
         self._process: Waypoint | None = None
 
@@ -48,26 +100,82 @@ class WaypointService:
         """Whether an Envoy serves."""
         return self._process is not None and self._process.ready
 
-    def home_seen(self, stands_by: bool) -> bool:
+    @property
+    def apart(self) -> frozenset[str]:
+        """Keys of the views whose workloads' connections are not for Envoy."""
+        return self._scope.apart if self._scope is not None else frozenset()
+
+    def home_seen(self, home: Home) -> bool:
         """What underpass-home says of itself. Returns whether the status document says something else for it."""
         before = self._reason
-        if stands_by:
-            self._home.set()
-        elif not self._home.is_set():
+        if home.stands_by:
+            self._home = home
+        elif self._home is None:
             self._reason = "underpass-home does not stand by: start it with --standby"
+        self._settle()
         return self._reason != before
+
+    def views_seen(self, views: Mapping[str, tuple[View, Resources]]) -> bool:
+        """What the node's workloads are served, all of them complete. Returns whether others are apart now."""
+        if self.recipe.config is not None:
+            return False
+        before = self.apart
+        current = self._scope.view if self._scope is not None else ""
+        self._scope = choose({key: resources for key, (_, resources) in views.items()}, current)
+        if self._scope is not None and (self._view is None or self._view.key != self._scope.view):
+            self._view = views[self._scope.view][0]  # another representative of it is no reason for a restart
+            log.info("waypoint sees with", view=self._view.key)
+        if self.apart != before:
+            log.info("workloads that see something else keep to underpass-home", views=sorted(self.apart))
+        self._settle()
+        return self.apart != before
+
+    def _settle(self) -> None:
+        if self._home is None:
+            return
+        if self.recipe.config is None and self._view is None:
+            self._reason = "waits for a workload"
+            return
+        launch = self.recipe.launch(self._home, self._view)
+        if launch != self._wanted:
+            self._wanted = launch
+            self._due.set()
 
     def status(self) -> dict[str, Any]:
         """For the status document."""
-        if self._process is None:
-            return {"state": "waiting", "reason": self._reason, "restarts": 0, "pid": 0}
-        return self._process.status()
+        found: dict[str, Any] = {"state": "waiting", "reason": self._reason, "restarts": 0, "pid": 0}
+        if self._process is not None:
+            found = self._process.status()
+        if self._scope is not None:
+            found |= {"view": self._scope.view, "apart": sorted(self._scope.apart)}
+        return found
 
     async def run(self, changed: Callable[[], None]) -> None:
         """Until cancelled. Whatever goes wrong here, the agent goes on."""
-        await self._home.wait()
-        self._process = Waypoint(self.launch, changed)
+        life: asyncio.Task[None] | None = None
         try:
-            await self._process.run()
+            while True:
+                await self._due.wait()
+                self._due.clear()
+                if life is not None:
+                    await _end(life)
+                assert self._wanted is not None
+                self._process = Waypoint(self._wanted, changed)
+                life = asyncio.create_task(self._supervise(self._process))
+        finally:
+            if life is not None:
+                await _end(life)
+
+    @staticmethod
+    async def _supervise(process: Waypoint) -> None:
+        try:
+            await process.run()
         except Exception as error:  # noqa: BLE001 - routes of the kernel must not depend on an Envoy's fate
             log.error("the waypoint is not supervised any more", error=str(error), type=type(error).__name__)
+
+
+async def _end(life: asyncio.Task[None]) -> None:
+    """Wait until it is drained and has ended, whoever else is cancelled meanwhile."""
+    life.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.shield(asyncio.gather(life, return_exceptions=True))

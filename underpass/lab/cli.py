@@ -56,6 +56,9 @@ def up(
     late: Annotated[float, typer.Option(help="Percent of TCP frames that arrive behind later ones.")] = 0.0,
     dual_stack: Annotated[bool, typer.Option("--dual-stack", help="IPv6 beside IPv4.")] = False,
     no_mesh: Annotated[bool, typer.Option("--no-mesh", help="Workloads only: no control plane, agent, home.")] = False,
+    waypoint: Annotated[
+        bool, typer.Option("--waypoint", help="An Envoy on each node for what the kernel leaves.")
+    ] = False,
     name: NameOption = DEFAULT_NAME,
 ) -> None:
     """Bring the workloads of Kubernetes YAML up on this machine, under the mesh."""
@@ -69,7 +72,7 @@ def up(
             if not equals or not workload or not node:
                 raise LabError(f"--place {item}", "it is not WORKLOAD=NODE", "for example --place web=node-2", 2)
             placement[workload] = node
-        options = Options(name, nodes, dual_stack, not no_mesh, link, placement)
+        options = Options(name, nodes, dual_stack, not no_mesh, link, placement, waypoint)
         lab.up(read_all(files), read_file(lab_file) if lab_file else None, options, _say)
     except LabError as error:
         raise fail(error) from None

@@ -42,6 +42,8 @@ class Options:
     mesh: bool = True
     link: LinkOptions = field(default_factory=LinkOptions)
     placement: Mapping[str, str] = field(default_factory=dict)
+    #: Each agent runs an Envoy, for what the kernel leaves.
+    waypoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)

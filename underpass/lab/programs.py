@@ -92,6 +92,8 @@ def start_agent(paths: Paths, plan: Plan, node: Node, cgroup: Path, xds: str) ->
     """Start a node's agent in the node's namespace."""
     command = [*program("underpass-agent", "nodeagent.app"), "--node", node.name, "--xds", xds]
     command += ["--run-dir", str(paths.node(node.name))]
+    if plan.options.waypoint:
+        command += ["--waypoint", "auto"]
     log = paths.logs / f"agent.{node.name}.log"
     return start(f"agent {node.name}", inside(command, netns=node.netns, cgroup=str(cgroup)), log)
 
@@ -103,6 +105,8 @@ def start_home(paths: Paths, plan: Plan, node: Node, cgroup: Path) -> Started:
     for address in plan.addressing.gateway(node.index):
         host = f"[{address}]" if ":" in address else address
         command += ["--listen", f"{host}:{HOME_PORT}"]
+    if plan.options.waypoint:
+        command += ["--standby"]
     log = paths.logs / f"home.{node.name}.log"
     return start(f"home {node.name}", inside(command, netns=node.netns, cgroup=str(cgroup)), log)
 

@@ -29,7 +29,7 @@ def test_homes_may_be_given_together_or_apart() -> None:
         (["--home-is-envoy"], "no --home is given"),
         (["--node", "a/b"], "without slashes"),
         (["--xds", "localhost"], "not a host and a port"),
-        (["--waypoint", "auto"], "give --envoy-config FILE"),
+        (["--waypoint", "auto", "--envoy-namespace", "shop"], "give --envoy-config"),
         (["--waypoint", "yes"], "write 10.0.0.1:15001"),
         (["--waypoint", "10.0.0.1:15001", "--home", "10.0.0.1:15001"], "--home is given, too"),
         (["--envoy", "/usr/bin/envoy"], "add --waypoint auto"),

@@ -7,12 +7,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nodeagent.cache.resources import Listener, RouteConfiguration
+from nodeagent.cache.store import Resources
 from nodeagent.errors import SettingsError
+from nodeagent.node.registry import Workload
 from nodeagent.settings import parse_arguments
 from nodeagent.waypoint.bootstrap import XDS_CLUSTER, overlay
 from nodeagent.waypoint.process import (
@@ -25,8 +29,10 @@ from nodeagent.waypoint.process import (
     find_envoy,
     remember,
 )
-from nodeagent.waypoint.service import WaypointService, prepare
+from nodeagent.waypoint.scopes import Scope, choose
+from nodeagent.waypoint.service import Home, Recipe, WaypointService, prepare
 from nodeagent.waypoint.supervisor import Bounds
+from nodeagent.xds.views import View, views
 
 #: Answers at the admin socket as Envoy does, and writes down what it was asked.
 ENVOY = f"""#!{sys.executable}
@@ -56,6 +62,14 @@ def script(path: Path, text: str) -> Path:
 def launch(tmp: Path, binary: Path) -> Launch:
     part = overlay(xds=("cp", 15010), node_id="n", metadata={}, admin=str(admin_socket(tmp)))
     return Launch(binary, tmp, tmp / "envoy.yaml", part)
+
+
+def recipe(tmp: Path) -> Recipe:
+    (tmp / "envoy.yaml").write_text("{}")
+    return Recipe(script(tmp / "envoy", ENVOY), tmp, ("cp", 15010), "n7", None, tmp / "envoy.yaml", "shop")
+
+
+HOME = Home((("10.0.0.1", 15001), ("fd00::1", 15001)), True, 1360)
 
 
 class Watched:
@@ -168,7 +182,7 @@ def test_the_settings_make_the_launch(tmp_path: Path) -> None:
     binary = script(tmp_path / "envoy", ENVOY)
     words = ["--waypoint", "auto", "--envoy-config", str(config), "--envoy", str(binary), "--xds", "[::1]:15010"]
     service = prepare(parse_arguments([*words, "--node", "n7", "--envoy-namespace", "shop"]), tmp_path)
-    command = service.launch.command()
+    command = service.recipe.launch(HOME, None).command()
     assert command[:3] == [str(binary), "--config-path", str(config)]
     part = json.loads(command[command.index("--config-yaml") + 1])
     assert part["node"]["id"] == "sidecar~127.0.0.1~waypoint-n7.shop~shop.svc.cluster.local"
@@ -177,18 +191,51 @@ def test_the_settings_make_the_launch(tmp_path: Path) -> None:
     assert endpoint["endpoint"]["address"]["socket_address"] == {"address": "::1", "port_value": 15010}
 
 
+def view(name: str, **labels: str) -> View:
+    workload = Workload(
+        name=name, owner=name, namespace="shop", service_account="default", labels=labels, ips=("10.1.0.9", "fd00::9"),
+        netns=Path("/run/netns/x"), cgroup=Path("/c"), interface="eth0", host_interface="v", node="n7",
+        ports=(), cluster="Kubernetes", trust_domain="cluster.local",
+    )  # fmt: skip
+    (found,) = views([workload], {}).values()
+    return found
+
+
+def test_without_a_file_it_is_a_workloads_envoy_at_the_home_addresses(tmp_path: Path) -> None:
+    binary = script(tmp_path / "envoy", ENVOY)
+    words = ["--waypoint", "auto", "--envoy", str(binary), "--node", "n7"]
+    service = prepare(parse_arguments(words), tmp_path, tmp_path / "cgroup")
+    command = service.recipe.launch(HOME, view("web", app="web")).command()
+    assert command[:3] == ["/bin/sh", "-c", 'echo $$ > "$1/cgroup.procs" && shift && exec "$@"']
+    assert command[4:6] == [str(tmp_path / "cgroup"), str(binary)]
+    assert "--config-path" not in command
+    made = json.loads(command[command.index("--config-yaml") + 1])
+    assert made["node"]["id"] == "sidecar~10.1.0.9~waypoint-n7.shop~shop.svc.cluster.local"
+    told = made["node"]["metadata"]
+    assert (told["LABELS"], told["INTERCEPTION_MODE"], told["INSTANCE_IPS"]) == (
+        {"app": "web"}, "HOME", "10.1.0.9,fd00::9",
+    )  # fmt: skip
+    assert made["dynamic_resources"]["lds_config"] == made["dynamic_resources"]["cds_config"]
+    listeners = made["static_resources"]["listeners"]
+    assert [listener["address"]["socket_address"] for listener in listeners] == [
+        {"address": "10.0.0.1", "port_value": 15001}, {"address": "fd00::1", "port_value": 15001},
+    ]  # fmt: skip
+    assert all(listener["use_original_dst"] for listener in listeners)
+    assert listeners[0]["socket_options"][0]["int_value"] == 1360
+
+
 def test_nothing_is_started_before_home_stands_by(tmp_path: Path) -> None:
     async def life() -> None:
         ready = asyncio.Event()
-        service = WaypointService(launch(tmp_path, script(tmp_path / "envoy", ENVOY)))
+        service = WaypointService(recipe(tmp_path))
         task = asyncio.create_task(service.run(lambda: ready.set() if service.ready else None))
         await asyncio.sleep(0)
         assert service.status()["reason"] == "waits for underpass-home"
-        assert service.home_seen(False)
-        assert not service.home_seen(False)
+        assert service.home_seen(replace(HOME, stands_by=False))
+        assert not service.home_seen(replace(HOME, stands_by=False))
         assert "--standby" in service.status()["reason"]
         assert not service.ready
-        service.home_seen(True)
+        service.home_seen(HOME)
         await asyncio.wait_for(ready.wait(), 20)
         assert service.status()["state"] == "ready"
         task.cancel()
@@ -196,3 +243,56 @@ def test_nothing_is_started_before_home_stands_by(tmp_path: Path) -> None:
         assert service.status()["state"] == "stopped"
 
     asyncio.run(life())
+
+
+def test_without_a_file_it_waits_for_a_workload_and_goes_with_its_view(tmp_path: Path) -> None:
+    """Another home address or another view is another Envoy; another pod of the same view is not."""
+    one, two = sorted((view("one", app="one"), view("two", app="two")), key=lambda view: view.key)
+
+    async def life() -> list[int]:
+        states: list[str] = []
+        news = asyncio.Event()
+
+        def changed() -> None:
+            states.append(str(service.status()["state"]))
+            news.set()
+
+        async def until_ready(other_than: int) -> int:
+            async with asyncio.timeout(20):
+                while not service.ready or service.status()["pid"] == other_than:
+                    news.clear()
+                    await news.wait()
+            return int(service.status()["pid"])
+
+        service = WaypointService(replace(recipe(tmp_path), config=None))
+        task = asyncio.create_task(service.run(changed))
+        assert service.home_seen(HOME)
+        assert service.status()["reason"] == "waits for a workload"
+        service.views_seen({one.key: (one, Resources()), two.key: (two, Resources())})
+        pids = [await until_ready(0)]
+        assert (service.status()["view"], service.status()["apart"]) == (one.key, [])
+        service.views_seen({one.key: (replace(one, name="other", ips=("10.1.0.10",)), Resources())})
+        await asyncio.sleep(0.05)
+        assert service.status()["pid"] == pids[0]
+        service.views_seen({two.key: (two, Resources())})
+        pids.append(await until_ready(pids[0]))
+        service.home_seen(replace(HOME, peers=(("10.0.0.2", 15001),)))
+        pids.append(await until_ready(pids[1]))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert service.status()["state"] == "stopped"
+        return pids
+
+    assert len(set(asyncio.run(life()))) == 3
+
+
+def test_whose_eyes() -> None:
+    """Those that most agree with, or the one that is there already; what a workload has as a server does not count."""
+    routes = {"80": RouteConfiguration("80", ())}
+    same = Resources(routes=routes, listeners={"virtualInbound": Listener("virtualInbound", "inbound", ())})
+    odd = Resources(routes={"80": RouteConfiguration("80", ()), "81": RouteConfiguration("81", ())})
+    found = choose({"a": odd, "b": same, "c": Resources(routes=dict(routes))})
+    assert found == Scope("b", frozenset({"a"}))
+    assert choose({"a": odd, "b": same, "c": same}, "a") == Scope("a", frozenset({"b", "c"}))
+    assert choose({"a": odd, "b": same}, "gone") == Scope("a", frozenset({"b"}))
+    assert choose({}, "a") is None
