@@ -151,6 +151,20 @@ class ControlPlane:
 
     async def start(self) -> Bound:
         """Read the configuration once, then listen. Raises :class:`ControlPlaneError`."""
+        http = self.settings.http
+        try:
+            http_port = await self._http.start(http.host, http.port)  # at once: a store may keep the rest waiting
+        except OSError as error:
+            raise AddressInUse(f"--http {http}: {error.strerror or error}; choose another address") from error
+        try:
+            return await self._start(http_port)
+        except BaseException:
+            if self._store is not None:
+                await self._store.close()
+            await self._http.close()
+            raise
+
+    async def _start(self, http_port: int) -> Bound:
         first = await self._first()
         gc.disable()  # what is being read is all kept: walking it again and again would find nothing
         await self._take(first)
@@ -162,12 +176,6 @@ class ControlPlane:
         if self.settings.tls is not None:
             self._tls = self._prepare_tls(self.settings.tls)
         await self._grpc.start()
-        http = self.settings.http
-        try:
-            http_port = await self._http.start(http.host, http.port)
-        except OSError as error:
-            await self._grpc.stop(None)
-            raise AddressInUse(f"--http {http}: {error.strerror or error}; choose another address") from error
         tls_port = await self._start_tls()
         self.debug.ready = True
         gc.collect()
@@ -180,7 +188,7 @@ class ControlPlane:
         _log.info(
             "serving",
             xds=f"{self.settings.listen.host}:{xds}",
-            http=f"{http.host}:{http_port}",
+            http=f"{self.settings.http.host}:{http_port}",
             tls=f"{self.settings.tls.listen.host}:{tls_port}" if self.settings.tls else "off",
             config=str(self.settings.config or self.settings.store),
             objects=len(self.debug.verdicts),
@@ -194,7 +202,6 @@ class ControlPlane:
             try:
                 return await self._store.first()
             except StoreDenied as error:
-                await self._store.close()
                 raise UsageProblem(f"--store: {error}; {error.next_step}") from error
         assert self._directory is not None
         try:

@@ -118,9 +118,11 @@ class Replica:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
         if self._election.lease and not self._problems:
             with contextlib.suppress(StoreError):
                 await self.etcd.revoke(self._election.lease)
+            self._election.dropped()
         await self.etcd.close()
 
     async def first(self) -> Snapshot:

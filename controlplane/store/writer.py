@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from controlplane.model.objects import Key
 from controlplane.store.errors import Conflict, NotFound, StoreError
 from controlplane.store.etcd import Delete, Etcd, Put
 from controlplane.store.layout import Entry, path
-from controlplane.store.writes import Change, Judged, Planned, Problem, back, batches, judge, plan
+from controlplane.store.writes import Change, Judged, Problem, back, batches, judge, plan
 
 #: How often a plan is made anew when the store changed between reading and writing.
 ATTEMPTS: Final = 4
@@ -42,9 +43,10 @@ class Writer:
 
         Up to 100 objects and 1 MiB are one transaction; more are several, in the order of the objects' names.
         """
-        judged = judge(files)
+        judged = await asyncio.to_thread(judge, files)  # large objects take a while, and clients must not wait for it
         if judged.problems:
             return Written(judged, problems=judged.problems)
+        written: list[Change] = []
         for _ in range(ATTEMPTS):
             present, _at = await self._etcd.get(self._prefix, [path(item.key) for item in judged.wanted])
             planned = plan(judged.wanted, present, int(self._clock()))
@@ -53,25 +55,28 @@ class Writer:
                 return Written(judged, problems=planned.conflicts, conflict=conflict)
             if dry:
                 return Written(judged, planned.changes, planned.unchanged)
-            revision = await self._write(planned)
+            revision = await self._write(planned.changes, written)
             if revision is not None:
-                return Written(judged, planned.changes, planned.unchanged, revision=revision)
+                mine = {change.key for change in written}
+                unchanged = tuple(key for key in planned.unchanged if key not in mine)
+                return Written(judged, tuple(written), unchanged, revision=revision)
         raise Conflict("the objects change faster than they can be written", f"{ATTEMPTS} attempts", "try again")
 
-    async def _write(self, planned: Planned) -> int | None:
-        """The revision of the last write; None when somebody was faster (batches before stay, and are as wanted)."""
+    async def _write(self, changes: Sequence[Change], written: list[Change]) -> int | None:
+        """The revision of the last write; None when somebody was faster. Adds to *written* what is in the store now."""
         revision, done = 0, 0
-        for batch in batches(planned.changes):
+        for batch in batches(changes):
             try:
                 outcome = await self._etcd.transact(
                     {self._prefix + path(change.key): change.expected for change in batch},
                     [self._operation(change) for change in batch],
                 )
             except StoreError as error:
-                raise _partly(error, done, len(planned.changes)) from error
+                raise _partly(error, done, len(changes)) from error
             if not outcome.done:
                 return None
             revision, done = outcome.revision, done + len(batch)
+            written += batch
         return revision
 
     def _operation(self, change: Change) -> Put | Delete:
@@ -79,22 +84,24 @@ class Writer:
         return Delete(key) if change.value is None else Put(key, change.value)
 
     async def delete(self, keys: Sequence[Key], *, dry: bool = False) -> Written:
-        """Remove objects, all or none. Raises :class:`NotFound` for those that are not there; :class:`StoreError`."""
+        """Remove objects, all or none up to 100. Raises :class:`NotFound` for those not there; :class:`StoreError`."""
+        written: list[Change] = []
         for _ in range(ATTEMPTS):
-            present, _at = await self._etcd.get(self._prefix, [path(key) for key in keys])
-            missing = [str(key) for key in keys if path(key) not in present]
+            left = sorted(set(keys) - {change.key for change in written})
+            present, _at = await self._etcd.get(self._prefix, [path(key) for key in left])
+            missing = [f"{key.kind} {key.namespace}/{key.name}" for key in left if path(key) not in present]
             if missing:
                 raise NotFound(
                     f"not in the store: {', '.join(missing)}",
                     "nothing was removed",
                     "underpass config get lists what is",
                 )
-            changes = tuple(Change(key, "deleted", present[path(key)].modified) for key in sorted(set(keys)))
+            changes = tuple(Change(key, "deleted", present[path(key)].modified) for key in left)
             if dry:
                 return Written(Judged(), changes)
-            revision = await self._write(Planned(changes))
+            revision = await self._write(changes, written)
             if revision is not None:
-                return Written(Judged(), changes, revision=revision)
+                return Written(Judged(), tuple(written), revision=revision)
         raise Conflict("the objects change faster than they can be removed", f"{ATTEMPTS} attempts", "try again")
 
     async def restore(self, past: Mapping[str, bytes], present: Mapping[str, Entry]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -78,6 +80,18 @@ class ControlPlaneProcess:
         self._listen = self.xds
         self.stop()
         self.start()
+
+    def running(self) -> contextlib.AbstractContextManager[Self]:
+        """A context for one that was started by :meth:`start`."""
+
+        @contextlib.contextmanager
+        def until() -> Iterator[Self]:
+            try:
+                yield self
+            finally:
+                self.__exit__()
+
+        return until()
 
     def __enter__(self) -> Self:
         self.start()

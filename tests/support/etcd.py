@@ -96,6 +96,9 @@ class EtcdProcess:
         """The process stands still, with its connections open."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        status = Path(f"/proc/{self._process.pid}/status")
+        while "State:\tT" not in status.read_text():  # its threads stop one after the other
+            time.sleep(0.01)
 
     def resume(self) -> None:
         assert self._process is not None

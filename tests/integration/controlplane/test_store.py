@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,33 @@ import pytest
 from tests.support import shop
 from tests.support.certificates import Authority
 from tests.support.controlplane import ControlPlaneProcess, wait_for
-from tests.support.etcd import EtcdProcess, b64
+from tests.support.etcd import EtcdProcess, b64, free_port
 from underpass.cli import app
 from underpass.cli.errors import FAILED, OK, UNREACHABLE, USAGE
 
+Pair = tuple[ControlPlaneProcess, ControlPlaneProcess]
+
 pytestmark = [pytest.mark.needs("etcd"), pytest.mark.timeout(90)]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EtcdProcess, Pair]]:
+    """An etcd and two replicas for tests that leave them as they are."""
+    scratch = tmp_path_factory.mktemp("shared")
+    with EtcdProcess(scratch) as etcd, ExitStack() as stack:
+        url = f"etcd://{etcd.address}/mesh"
+        one, two = (stack.enter_context(replica(scratch, name, url)) for name in ("one", "two"))
+        yield etcd, (one, two)
+
+
+@pytest.fixture
+def empty(shared: tuple[EtcdProcess, Pair]) -> Pair:
+    """The two replicas, with nothing in the store."""
+    etcd, pair = shared
+    etcd.call("kv/deleterange", key=b64("/mesh/config/"), range_end=b64("/mesh/config0"))
+    for plane in pair:
+        wait_for("nothing is left", lambda plane=plane: plane.json("/api/v1/config/status") == [])
+    return pair
 
 
 @pytest.fixture
@@ -34,7 +59,7 @@ def replica(scratch: Path, name: str, url: str, *flags: str) -> ControlPlaneProc
 
 
 @pytest.fixture
-def pair(tmp_path: Path, etcd: EtcdProcess) -> Iterator[tuple[ControlPlaneProcess, ControlPlaneProcess]]:
+def pair(tmp_path: Path, etcd: EtcdProcess) -> Iterator[Pair]:
     url = f"etcd://{etcd.address}/mesh"
     with ExitStack() as stack:
         one, two = (stack.enter_context(replica(tmp_path, name, url)) for name in ("one", "two"))
@@ -72,9 +97,9 @@ def write(directory: Path, share: int = 10) -> tuple[str, str]:
 
 
 def test_every_replica_serves_a_change_within_a_second(
-    tmp_path: Path, pair: tuple[ControlPlaneProcess, ControlPlaneProcess], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, empty: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, two = pair
+    one, two = pair = empty
     services, rules = write(tmp_path)
     assert config(one, "apply", "-f", services, "-f", rules) == OK
     said = capsys.readouterr().out
@@ -108,28 +133,17 @@ def test_every_replica_serves_a_change_within_a_second(
     assert config(one, "delete", "VirtualService/greeter") == FAILED
     assert "not in the store" in capsys.readouterr().err
 
-    listed = wait_for("both have a lease", lambda: len(store(one)["replicas"]) == 2 and store(one)["replicas"])
-    assert {item["name"] for item in listed} == {"one", "two"}
-    assert sum(store(plane)["leads"] for plane in pair) == 1
-    leader = next(plane for plane in pair if store(plane)["leads"])
-    other = next(plane for plane in pair if plane is not leader)
-    leader.stop()
-    wait_for("the other one leads", lambda: store(other)["leads"], 4.0)
-    assert config(other, "replicas") == OK
-    assert "leads" in capsys.readouterr().out
-
 
 def test_what_would_be_rejected_is_not_stored_and_a_version_is_a_guard(
-    tmp_path: Path, pair: tuple[ControlPlaneProcess, ControlPlaneProcess], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, empty: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, two = pair
+    one, two = empty
     services, rules = write(tmp_path)
     assert config(one, "apply", "-f", services, "-f", rules, "--dry-run") == OK
     assert "created (dry run)" in capsys.readouterr().out
     assert store(one)["objects"] == 0
 
     bad = tmp_path / "bad.yaml"
-    bad.write_text(shop.rules(10, name="other") + "---\n" + shop.rules(10).replace("jason", "[", 1) + "---\n: [\n")
     broken = Path(rules).read_text().replace("weight: 10", "weight: -3", 1)
     assert broken != Path(rules).read_text()
     bad.write_text(shop.service(80, 8080) + "---\n" + broken + "---\nkey: [\n")
@@ -159,10 +173,33 @@ def test_what_would_be_rejected_is_not_stored_and_a_version_is_a_guard(
     assert f"{rules}:1" in capsys.readouterr().out
 
 
-def test_a_lost_store_takes_nothing_away_and_comes_back_without_a_restart(
+def test_what_others_write_is_judged_too(shared: tuple[EtcdProcess, Pair], empty: Pair) -> None:
+    etcd, pair = shared[0], empty
+    key = "/mesh/config/VirtualService/default/greeter"
+    etcd.put(key, shop.rules(10))
+    for plane in pair:
+        wait_for("plain YAML is read", lambda plane=plane: weight(plane) == 10)
+    etcd.put(key, shop.rules(10).replace("hosts: [greeter]", "hosts: 3"))
+    for plane in pair:
+        found = wait_for(
+            "it is refused", lambda plane=plane: verdicts(plane)["VirtualService/greeter"][0] == "rejected"
+        )
+        assert found
+        assert verdicts(plane)["VirtualService/greeter"][1:] == ("etcd:VirtualService/default/greeter", 5)
+        assert weight(plane) == 10, "the last good version stays"
+    etcd.put("/mesh/config/nonsense", '{"underpass": 7}')
+    for plane in pair:
+
+        def codes(plane: ControlPlaneProcess = plane) -> set[str]:
+            return {item["code"] for item in plane.json("/api/v1/config/status")}
+
+        wait_for("a later form is refused by name", lambda: "unknown-form" in codes())
+
+
+def test_a_lost_store_takes_nothing_away_and_what_was_missed_is_made_up_for(
     tmp_path: Path,
     etcd: EtcdProcess,
-    pair: tuple[ControlPlaneProcess, ControlPlaneProcess],
+    pair: Pair,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     one, two = pair
@@ -190,13 +227,42 @@ def test_a_lost_store_takes_nothing_away_and_comes_back_without_a_restart(
         assert weight(plane) == 10
         assert "underpass_store_available 0.0" in plane.get("/metrics")[1]
 
+    # One of them stands still while the store comes back, so that the revisions it missed are compacted away.
+    pid = json.loads((tmp_path / "two" / "addresses.json").read_text())["pid"]
+    os.kill(pid, signal.SIGSTOP)
     etcd.start()
+    wait_for("it is back", lambda: store(one)["available"], 6.0)
+    for share in (20, 30, 50):
+        shop.write(Path(rules), shop.rules(share))
+        assert config(one, "apply", "-f", rules) == OK
+    assert config(one, "delete", "DestinationRule/greeter") == OK
+    etcd.compact()
+    os.kill(pid, signal.SIGCONT)
     for plane in pair:
-        wait_for("it is back", lambda plane=plane: store(plane)["available"], 6.0)
-    assert config(two, "apply", "-f", rules) == OK
-    for plane in pair:
-        wait_for("the change is in force", lambda plane=plane: weight(plane) == 40, 1.0)
+        wait_for("the last change is in force", lambda plane=plane: weight(plane) == 50, 6.0)
+        wait_for("what is gone is gone", lambda plane=plane: "DestinationRule/greeter" not in verdicts(plane))
         assert plane.log.count("store lost") == 1, "one line for one outage"
+    assert (store(one)["relists"], store(two)["relists"]) == (0, 1)
+
+    listed = wait_for("both have a lease", lambda: len(store(one)["replicas"]) == 2 and store(one)["replicas"])
+    assert {item["name"] for item in listed} == {"one", "two"}
+    assert sum(store(plane)["leads"] for plane in pair) == 1
+    leader = next(plane for plane in pair if store(plane)["leads"])
+    other = next(plane for plane in pair if plane is not leader)
+    leader.stop()
+    wait_for("the other one leads", lambda: store(other)["leads"], 4.0)
+    assert config(other, "replicas") == OK
+    assert "leads" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_store_that_stands_still_and_one_that_lost_its_disk(
+    tmp_path: Path, etcd: EtcdProcess, pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, _ = pair
+    services, rules = write(tmp_path, 40)
+    assert config(one, "apply", "-f", services, "-f", rules) == OK
+    wait_for("the rule is in force", lambda: weight(one) == 40)
 
     # It stands still instead of dying: connections stay open, and nobody answers.
     etcd.pause()
@@ -214,54 +280,35 @@ def test_a_lost_store_takes_nothing_away_and_comes_back_without_a_restart(
     wait_for("it is believed in the end", lambda: weight(one) == -1, 10.0)
 
 
-def test_compacted_while_away(tmp_path: Path, etcd: EtcdProcess) -> None:
-    """Two members would be needed to cut one replica off; a replica that stands still misses as much."""
-    import os
-    import signal
-
-    services, rules = write(tmp_path)
+def test_a_replica_waits_for_a_store_that_is_not_there_yet(tmp_path: Path) -> None:
+    etcd, port = EtcdProcess(tmp_path), free_port()
     url = f"etcd://{etcd.address}/mesh"
-    with replica(tmp_path, "one", url) as one, replica(tmp_path, "two", url) as two:
-        assert config(one, "apply", "-f", services, "-f", rules) == OK
-        wait_for("two has it", lambda: weight(two) == 10)
-        pid = json.loads((tmp_path / "two" / "addresses.json").read_text())["pid"]
-        etcd.kill()
-        wait_for("it is lost", lambda: not store(two)["available"])
-        os.kill(pid, signal.SIGSTOP)
-        etcd.start()
-        wait_for("one is back", lambda: store(one)["available"])
-        for share in (20, 30, 50):
-            shop.write(Path(rules), shop.rules(share))
-            assert config(one, "apply", "-f", rules) == OK
-        assert config(one, "delete", "DestinationRule/greeter") == OK
-        etcd.compact()
-        os.kill(pid, signal.SIGCONT)
-        wait_for("two is where one is", lambda: weight(two) == 50, 10.0)
-        wait_for("what went meanwhile is gone", lambda: "DestinationRule/greeter" not in verdicts(two))
-        assert store(two)["relists"] == 1
-        assert store(one)["relists"] == 0
+    waiting = replica(tmp_path, "one", url, "--http", f"127.0.0.1:{port}")
+    waiting.http = f"127.0.0.1:{port}"
+    with ThreadPoolExecutor(1) as threads:
+        started = threads.submit(waiting.start)
 
+        def ready() -> int:
+            try:
+                return waiting.get("/ready")[0]
+            except OSError:
+                return 0
 
-def test_what_others_write_is_judged_too(
-    etcd: EtcdProcess, pair: tuple[ControlPlaneProcess, ControlPlaneProcess]
-) -> None:
-    one, two = pair
-    key = "/mesh/config/VirtualService/default/greeter"
-    etcd.put(key, shop.rules(10))
-    for plane in pair:
-        wait_for("plain YAML is read", lambda plane=plane: weight(plane) == 10)
-    etcd.put(key, shop.rules(10).replace("hosts: [greeter]", "hosts: 3"))
-    for plane in pair:
-        found = wait_for(
-            "it is refused", lambda plane=plane: verdicts(plane)["VirtualService/greeter"][0] == "rejected"
-        )
-        assert found
-        assert verdicts(plane)["VirtualService/greeter"][1:] == ("etcd:VirtualService/default/greeter", 5)
-        assert weight(plane) == 10, "the last good version stays"
-    etcd.put("/mesh/config/nonsense", '{"underpass": 7}')
-    wait_for("a later form is refused by name", lambda: "document" in str(one.json("/api/v1/config/status")) or True)
-    codes = wait_for("a verdict", lambda: {item["code"] for item in two.json("/api/v1/config/status")} - {""})
-    assert "invalid-field" in codes
+        wait_for("it says that it is not ready", lambda: ready() == 503)
+        assert waiting.get("/livez")[0] == 200
+        assert not store(waiting)["available"]
+        with etcd:
+            started.result(20)
+            with waiting.running():
+                assert ready() == 200
+
+    lonely = replica(tmp_path, "two", url, "--http", f"127.0.0.1:{port}")
+    with ThreadPoolExecutor(1) as threads:
+        failed = threads.submit(lonely.start)
+        wait_for("it waits", lambda: ready() == 503)
+        assert lonely.stop() == 0, "a signal ends the wait"
+        with pytest.raises(AssertionError):
+            failed.result(20)
 
 
 def test_tls_and_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,7 +319,7 @@ def test_tls_and_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     authority = Authority(tmp_path)
     server = authority.issue("server", x509.IPAddress(ip_address("127.0.0.1")))
     client = authority.issue("client", x509.DNSName("underpass"))
-    with EtcdProcess(tmp_path, "--auth-token-ttl", "1", tls=(*server, authority.ca)) as etcd:
+    with EtcdProcess(tmp_path, "--auth-token-ttl", "1", "--bcrypt-cost", "4", tls=(*server, authority.ca)) as etcd:
         etcd.call("auth/user/add", name="root", password="admin")
         etcd.call("auth/role/add", name="root")
         etcd.call("auth/user/grant", user="root", role="root")
@@ -295,7 +342,7 @@ def test_tls_and_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
             assert config(one, "apply", "-f", services, "-f", rules) == OK
             for plane in (one, two):
                 wait_for("the rule is in force", lambda plane=plane: weight(plane) == 10, 2.0)
-            time.sleep(2.5)  # tokens that nobody uses end after a second; those in use are renewed
+            time.sleep(1.6)  # tokens that nobody uses end after a second; those in use are renewed
             shop.write(Path(rules), shop.rules(60))
             assert config(two, "apply", "-f", rules) == OK
             for plane in (one, two):
