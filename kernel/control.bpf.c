@@ -3,6 +3,7 @@
  * control.bpf.c - what home asks of the data path (struct up_control). A SCHED_CLS program because it needs spin locks, which
  * SEC("syscall") programs may not take on 6.1; it is never attached, only run with BPF_PROG_TEST_RUN over its request.
  */
+#include "health.h"
 #include "stock.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -102,6 +103,9 @@ int up_control(struct __sk_buff *skb)
 		return up_sync(&r.tuple, &r);
 	case UP_CTL_FORGET:
 		return up_forget(&r.tuple, r.cookie);
+	case UP_CTL_HEALTH:
+		up_health(r.received, r.sent);
+		return UP_CTL_OK;
 	default:
 		return UP_CTL_INVALID;
 	}

@@ -103,6 +103,18 @@ UP_INLINE int up_ended(struct up_conn *u)
 	return 1;
 }
 
+/* Is this the end of an endpoint that owes a response, of which nothing has come? Told once. Under u->lock, from the wire. */
+UP_INLINE int up_unanswered(struct up_conn *u, const struct up_packet *p, __u32 seen)
+{
+	struct up_response *r = &u->rsp;
+
+	if (p->pay || !(u->flags & UP_CF_ACTIVE) || r->state != UP_RSP_HEAD || (r->flags & UP_RSPF_COUNTED) ||
+	    (p->fin && !p->rst && seen != r->next))
+		return 0;
+	r->flags |= UP_RSPF_COUNTED;
+	return 1;
+}
+
 /*
  * Follows a response that another packet changed while this one was read, or that home sends: once more, with the entry's lock
  * around both ends. Returns 1 when the response has ended with this packet.

@@ -7,6 +7,7 @@
 #include "answer.h"
 #include "decide.h"
 #include "follow.h"
+#include "health.h"
 #include "turn.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -292,7 +293,7 @@ UP_INLINE int up_upstream_ingress(struct __sk_buff *skb, struct up_conn *u, stru
 	struct up_packet *p = &a->p;
 	struct up_move m = {};
 	__u32 seen, endpoint, wnd;
-	int lent, followed = 0, again = 0, over = 0, error = 0, active = 0;
+	int lent, followed = 0, again = 0, over = 0, error = 0, active = 0, failed = 0;
 
 	/* Read without the lock: what was read counts only if the entry is still the same when the lock is held. */
 	if (p->pay && u->lease) {
@@ -328,6 +329,7 @@ UP_INLINE int up_upstream_ingress(struct __sk_buff *skb, struct up_conn *u, stru
 			u->state = UP_DEAD;
 			lent = 0;
 		} else {
+			failed = up_unanswered(u, p, seen);
 			u->state = UP_DYING;
 		}
 	} else if (!lent && (p->fin || p->rst)) {
@@ -371,9 +373,12 @@ UP_INLINE int up_upstream_ingress(struct __sk_buff *skb, struct up_conn *u, stru
 	if (over) {
 		up_count(UP_C_RESPONSES);
 		up_answered(endpoint, error);
+		up_health(endpoint, u->rsp.status);
 	} else if (active) {
 		up_answered(endpoint, 0);
 	}
+	if (failed)
+		up_health(endpoint, 0);
 	if (!up_shifted(&m.x) && !lent)
 		return UP_TC_OK;
 	m.v6 = p->v6;

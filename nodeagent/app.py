@@ -31,6 +31,8 @@ from nodeagent.bpf.errors import BpfError, NoSuchDeviceError
 from nodeagent.bpf.kernel import LinuxKernel
 from nodeagent.cache.store import Decoder
 from nodeagent.errors import AgentError, ApplyError, SettingsError
+from nodeagent.health.outlier import What
+from nodeagent.health.service import Ejections
 from nodeagent.intent.compile import Compiler
 from nodeagent.intent.ids import Known
 from nodeagent.intent.model import Intent
@@ -57,6 +59,7 @@ HOME_S: Final = 0.2
 CHECK_S: Final = 30.0
 RETRY_S: Final = 1.0
 STATUS_S: Final = 0.1
+HEALTH_S: Final = 0.1
 
 log = structlog.get_logger("agent")
 
@@ -82,6 +85,7 @@ class Agent:
         self._observed: Observed = self._reconciler.observe()
         self._known: Known = self._observed.known()
         self._intent = Intent({})
+        self._ejections = Ejections(self._maps["endpoint_runs"])
         self._views: dict[str, LiveView] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._states: dict[str, status.WorkloadState] = {}
@@ -114,6 +118,7 @@ class Agent:
                     (HOME_S, self._look_at_home),
                     (CHECK_S, self._check),
                     (RETRY_S, self._retry),
+                    (HEALTH_S, self._look_at_health),
                 )
                 for interval, look in looks:
                     group.create_task(every(interval, look, self._trouble))
@@ -258,7 +263,8 @@ class Agent:
         begun = time.perf_counter()
         ready = {key: live for key, live in self._views.items() if live.ready}
         workloads = [(w, key_of(w)) for w in self._registry.workloads.values() if key_of(w) in ready]
-        intent = self._compiler.compile({key: live.snapshot() for key, live in ready.items()}, workloads, self._known)
+        resources = {key: live.snapshot() for key, live in ready.items()}
+        intent = self._compiler.compile(resources, workloads, self._known, self._ejections.out)
         covered = self._covered(ready)
         if self._waypoint is not None and len(ready) == len(self._views):
             self._waypoint.views_seen({key: (live.view, live.snapshot()) for key, live in ready.items()})
@@ -267,6 +273,7 @@ class Agent:
         self._reconciler.execute(steps)
         apply(self._observed, steps)
         self._intent, self._known = intent, intent.known if covered else intent.known.over(self._known)
+        self._ejections.watch(intent.watched, intent.known.of(NameKind.ENDPOINT), time.monotonic())
         if announces(steps):
             self._applied.generation = self._reconciler.announce()
         executed = time.perf_counter()
@@ -319,6 +326,20 @@ class Agent:
             log.warning("interface not counted: its slots are taken by others", interface=name)
 
     # ---- looking again ----
+
+    def _look_at_health(self) -> None:
+        """Endpoints that fail are taken out of their clusters, those that have been out for long enough come back."""
+        for event in self._ejections.look(time.monotonic()):
+            told = {"cluster": event.watch.cluster, "endpoint": event.endpoint}
+            if event.what is What.EJECTED:
+                log.warning("endpoint ejected", **told, why=event.why, seconds=event.seconds)
+            elif event.what is What.RETURNED:
+                log.info("endpoint returns", **told)
+            else:
+                log.warning("endpoint not ejected: enough are out", **told, why=event.why)
+            if event.what is not What.KEPT:
+                self._dirty.touch()
+            self._status_due.set()
 
     def _retry(self) -> None:
         """What failed or waited is tried again."""
@@ -409,6 +430,7 @@ class Agent:
             views=self._views.values(),
             workloads=[self._states[key] for key in sorted(self._states)],
             rejections=self._intent.rejections,
+            ejections=self._ejections.status(time.monotonic()),
             counts=self._intent.counts(),
             applied=self._applied,
             errors=self._errors.values(),
@@ -421,7 +443,11 @@ class Agent:
         return 200, "application/json", json.dumps(self._document()).encode()
 
     def _page_metrics(self) -> tuple[int, str, bytes]:
-        return 200, "text/plain; version=0.0.4", render(self._maps, self._applied.count, self._applied.drift)
+        return 200, "text/plain; version=0.0.4", self._metrics()
+
+    def _metrics(self) -> bytes:
+        ejections = self._ejections.status(time.monotonic())
+        return render(self._maps, self._applied.count, self._applied.drift, ejections, self._ejections.kept)
 
     def _page_ready(self) -> tuple[int, str, bytes]:
         waiting = [live.view.key for live in self._views.values() if not live.ready]

@@ -25,6 +25,7 @@ MAPS: Final = (
     "config",
     "cgroup_workload",
     "counters",
+    "endpoint_runs",
     "endpoint_stats",
     "home_stats",
     "interface_stats",

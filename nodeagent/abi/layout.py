@@ -51,7 +51,7 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         ),
     ),
     "up_conn": (
-        280,
+        296,
         (
             ("lock", 0, "bpf_spin_lock", 0), ("kind", 4, "u8", 0), ("state", 5, "u8", 0), ("flags", 6, "u8", 0),
             ("family", 7, "u8", 0), ("dseq", 8, "u32", 0), ("dack", 12, "u32", 0), ("tsout", 16, "u32", 0),
@@ -64,9 +64,10 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
             ("tsoff", 180, "u32", 0), ("sync", 184, "u32", 0), ("synced", 188, "u32", 0), ("sent", 192, "u32", 0),
             ("workload", 196, "u32", 0), ("table", 200, "u32", 0), ("cluster", 204, "u32", 0),
             ("route", 208, "u32", 0), ("head", 212, "u32", 0), ("cookie", 216, "u64", 0), ("start_ns", 224, "u64", 0),
-            ("closed_ns", 232, "u64", 0), ("home", 240, "u32", 0), ("requests", 244, "u32", 0),
-            ("lendings", 248, "u32", 0), ("reply", 256, "u64", 0), ("reply_seq", 264, "u32", 0),
-            ("reply_len", 268, "u32", 0), ("taken", 272, "u32", 0),
+            ("asked", 232, "u64", 0), ("answered", 240, "u64", 0), ("closed_ns", 248, "u64", 0),
+            ("home", 256, "u32", 0), ("requests", 260, "u32", 0), ("lendings", 264, "u32", 0),
+            ("reply", 272, "u64", 0), ("reply_seq", 280, "u32", 0), ("reply_len", 284, "u32", 0),
+            ("taken", 288, "u32", 0),
         ),
     ),
     "up_control": (
@@ -88,6 +89,13 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
             ("addr", 0, "u32", 4), ("port", 16, "be16", 0), ("family", 18, "u8", 0), ("live", 19, "u8", 0),
         ),
     ),
+    "up_endpoint_run": (
+        16,
+        (
+            ("errors", 0, "u32", 0), ("gateway", 4, "u32", 0), ("errors_peak", 8, "u32", 0),
+            ("gateway_peak", 12, "u32", 0),
+        ),
+    ),
     "up_endpoint_stat": (
         16,
         (
@@ -99,6 +107,19 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         (
             ("type", 0, "u32", 0), ("workload", 4, "u32", 0), ("endpoint", 8, "u32", 0), ("cluster", 12, "u32", 0),
             ("cookie", 16, "u64", 0), ("tuple", 24, "up_tuple", 0), ("pad", 60, "u32", 0),
+        ),
+    ),
+    "up_flow_key": (
+        16,
+        (
+            ("workload", 0, "u32", 0), ("route", 4, "u32", 0), ("endpoint", 8, "u32", 0), ("status", 12, "u32", 0),
+        ),
+    ),
+    "up_flow_stat": (
+        112,
+        (
+            ("requests", 0, "u64", 0), ("asked", 8, "u64", 0), ("answered", 16, "u64", 0), ("us", 24, "u64", 0),
+            ("slot", 32, "u32", 20),
         ),
     ),
     "up_header": (

@@ -20,6 +20,7 @@ ROUTE_IDS: Final = 16384
 CONNS: Final = 65536
 STOCK_SLOTS: Final = 256
 STOCKS: Final = 16384
+FLOWS: Final = 65536
 ORIGINS: Final = 16384
 EVENTS_BYTES: Final = 1048576
 INTERFACES: Final = 4096
@@ -65,6 +66,8 @@ TABLE_LIVE: Final = 1
 TABLE_WILD: Final = 2
 TABLE_ANY: Final = 4
 TABLE_IGNORE_PORT: Final = 8
+LATENCY_SLOTS: Final = 20
+LATENCY_FIRST_US: Final = 64
 
 
 class ActionKind(IntEnum):
@@ -82,6 +85,7 @@ class ControlOp(IntEnum):
     KILL = 2
     SYNC = 3
     FORGET = 4
+    HEALTH = 5
 
 
 class ControlResult(IntEnum):
@@ -125,6 +129,7 @@ class Counter(IntEnum):
     EVENTS_LOST = 26
     REPLIES = 27
     REPLIED_AGAIN = 28
+    FLOWS_FULL = 29
     LAST = 32
 
 

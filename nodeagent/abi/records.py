@@ -250,6 +250,17 @@ class EndpointStat(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointRun(Record):
+    """Requests of an endpoint that failed one after the other, and the longest such rows since zeros were written."""
+
+    STRUCT: ClassVar[str] = "up_endpoint_run"
+    errors: int = 0
+    gateway: int = 0
+    errors_peak: int = 0
+    gateway_peak: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class NameKey(Record):
     """Kind (`numbers.NameKind`) and id of a name."""
 

@@ -198,7 +198,7 @@ class Clients:
             return None
         client.workload = int.from_bytes(entry[_WORKLOAD : _WORKLOAD + 4], "little")
         client.table = int.from_bytes(entry[_TABLE : _TABLE + 4], "little")
-        framing = ResponseReader(self._core)
+        framing = client.framing = ResponseReader(self._core)
         client.relay = Relay(
             self._reader.parse,
             lambda: self._decider.decide(self._reader, client.table),
@@ -211,6 +211,7 @@ class Clients:
         return client.relay
 
     def _client_gone(self, client: Client) -> None:
+        client.gone = True
         if client.relay is not None:
             self._run(client, client.relay.client_gone())
         self._forget_client(client)
@@ -398,11 +399,12 @@ class Clients:
             bound(sock)
         except (OSError, BpfError) as cause:
             log.warning("no connection of %s to endpoint %d: %s", pod.key, decision.endpoint, cause)
-            return relay.endpoint_failed("connect-failed")
+            return relay.endpoint_failed("connect-failed")  # our own doing: nothing is said of the endpoint
         try:
             start_connect(sock, address)
         except OSError:
             sock.close()
+            self._control.health(decision.endpoint, 0)
             return relay.endpoint_failed("connect-failed")
         leg = client.leg = Leg(sock, pair, client)
         leg.timer = self._loop.call_later(_CONNECT_TIMEOUT, lambda: self._leg_failed(leg, "connect-timeout"))
@@ -435,6 +437,7 @@ class Clients:
             return
         self._drop_leg(leg)
         client.leg = None
+        self._control.health(leg.pair[1], 0)
         self._run(client, client.relay.endpoint_failed(name))
         self._settle(client)
 
@@ -478,14 +481,24 @@ class Clients:
         leg, client.leg = client.leg, None
         if leg is None:
             return
+        self._judge(client, leg)
         kept = self._legs.setdefault(leg.pair, [])
         if not reusable or leg.out.pending or len(kept) >= _LEGS_KEPT:
             self._drop_leg(leg)
             return
-        leg.client = None
+        leg.client, leg.served = None, True
         leg.timer = self._loop.call_later(_LEG_IDLE, lambda: self._drop_leg(leg))
         kept.append(leg)
         self._watch_leg(leg, IN)
+
+    def _judge(self, client: Client, leg: Leg) -> None:
+        """Tells the kernel how the endpoint answered, for outlier detection."""
+        status = client.framing.status if client.framing is not None and leg.connected else 0
+        if status < 200:
+            if client.gone or leg.served:
+                return  # it might have answered; or it only closed a connection that it had kept for long enough
+            status = 0
+        self._control.health(leg.pair[1], status)
 
     def _drop_leg(self, leg: Leg) -> None:
         if leg.sock.fileno() < 0:

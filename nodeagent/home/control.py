@@ -16,6 +16,7 @@ _OP, _TUPLE, _RECEIVED, _SENT, _COOKIE = (
     offset_of("up_control", name) for name in ("op", "tuple", "received", "sent", "cookie")
 )
 TUPLE_SIZE = STRUCTS["up_tuple"][0]
+_NOBODY = bytes(TUPLE_SIZE)
 
 
 def packed(address: str) -> bytes:
@@ -55,6 +56,10 @@ class Control:
     def sync(self, key: bytes, received: int, sent: int) -> int:
         """Tells the kernel where a client's next head is due."""
         return self._call(ControlOp.SYNC, key, received, sent)
+
+    def health(self, endpoint: int, status: int) -> None:
+        """An endpoint has answered a request of home's with that status; 0: not at all."""
+        self._call(ControlOp.HEALTH, _NOBODY, endpoint, status)
 
     def forget(self, key: bytes, cookie: int) -> bool:
         """Removes a closed client's or a dead upstream's entry."""

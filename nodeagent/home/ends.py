@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from nodeagent.core.libcore import ResponseReader
 from nodeagent.home.loop import IN, OUT, Timer
 from nodeagent.home.pipes import Outlet
 from nodeagent.home.relay import Relay
@@ -19,23 +20,26 @@ def bound(sock: socket.socket) -> None:
 
 
 class Leg:
-    """A connection to an endpoint. client: who uses it now."""
+    """A connection to an endpoint. client: who uses it now; served: it has answered a request before."""
 
-    __slots__ = ("client", "connected", "mask", "out", "pair", "sock", "timer")
+    __slots__ = ("client", "connected", "mask", "out", "pair", "served", "sock", "timer")
 
     def __init__(self, sock: socket.socket, pair: Pair, client: Client) -> None:
         self.sock, self.pair = sock, pair
         self.client: Client | None = client
-        self.connected = False
+        self.connected = self.served = False
         self.mask = OUT
         self.out = Outlet(sock)
         self.timer: Timer | None = None
 
 
 class Client:
-    """One home connection. key: its tuple as the pod sees it."""
+    """One home connection. key: its tuple as the pod sees it; framing: of responses; gone: its end does not listen."""
 
-    __slots__ = ("clocks", "deadline", "key", "leg", "lingering", "mask", "out", "relay", "sock", "table", "workload")
+    __slots__ = (
+        "clocks", "deadline", "framing", "gone", "key", "leg", "lingering", "mask", "out", "relay", "sock", "table",
+        "workload",
+    )  # fmt: skip
 
     def __init__(self, sock: socket.socket, key: bytes) -> None:
         self.sock, self.key = sock, key
@@ -44,6 +48,7 @@ class Client:
         self.out: Outlet | None = None
         self.leg: Leg | None = None
         self.workload = self.table = 0
-        self.lingering = False
+        self.lingering = self.gone = False
+        self.framing: ResponseReader | None = None
         self.deadline = 0.0
         self.clocks: dict[str, Timer] | None = None

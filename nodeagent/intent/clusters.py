@@ -61,8 +61,6 @@ def draft(cluster: Cluster, assignment: Assignment | None, ejected: frozenset[st
     ejected: keys of endpoints that get nothing for now.
     """
     features = list(cluster.unsupported)
-    if cluster.outlier is not None:
-        features.append("outlier-detection")
     if cluster.kind in (ClusterKind.ORIGINAL_DST, ClusterKind.OTHER):
         features.append(f"cluster-type {cluster.kind.value}")
     # A hash is of the request, so home looks into it; the record's own balancer is nobody's then.

@@ -7,10 +7,8 @@ the number of its table for as long as it lives, so a table must never come to m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Final, Protocol
 
 from nodeagent.abi import numbers as n
@@ -18,14 +16,8 @@ from nodeagent.abi.numbers import ActionKind, NameKind, Reason, ServiceKind
 from nodeagent.abi.records import (
     NO_ADDRESS,
     Action,
-    Cluster,
-    Endpoint,
-    NameKey,
-    NameText,
     Service,
-    ServiceKey,
     Vhost,
-    VhostKey,
     Weight,
     Workload,
     address,
@@ -34,10 +26,11 @@ from nodeagent.abi.records import (
 from nodeagent.abi.records import Table as TableRecord
 from nodeagent.cache.resources import Forward, Source
 from nodeagent.cache.store import Resources
-from nodeagent.errors import CapacityError
+from nodeagent.health.outlier import Watch
 from nodeagent.intent import features as f
 from nodeagent.intent import homerules, replies
-from nodeagent.intent.clusters import ClusterDraft, draft, endpoint_of, slots, version
+from nodeagent.intent.clusters import ClusterDraft, draft, slots, version
+from nodeagent.intent.entries import cluster_entry, endpoint_entry, name_entry, route_text, service_key, vhost_key
 from nodeagent.intent.ids import LASTING, LIMITS, Known, assign
 from nodeagent.intent.inbound import Unenforced, unenforced
 from nodeagent.intent.model import NOT_CAPTURED, NOT_ENFORCED, Intent, Program, Rejection, RouteInfo, Table, Where
@@ -47,9 +40,6 @@ from nodeagent.intent.tables import RouteDraft, TableCompiler, TableDraft, Vhost
 from nodeagent.intent.variants import Variants
 from nodeagent.rules.model import NO_RULE
 
-_TCP: Final = 6
-#: Least request compares so many endpoints: Envoy's default.
-_CHOICES: Final = 2
 #: What a request gets that takes a route to a cluster that does not exist, unless the route says otherwise.
 _NO_CLUSTER: Final = 503
 #: Effects of a rejection, in words.
@@ -84,30 +74,37 @@ class _View:
     tcp: dict[TcpService, RouteInfo] = field(default_factory=dict)
 
 
+#: Drafts by their resources' identities, with what they were made of.
+_Drafts = dict[tuple[int, int], tuple[object, object, frozenset[str], ClusterDraft]]
+_NOBODY: Final[frozenset[str]] = frozenset()
+
+
 class Compiler:
     """Compiles again and again, faster where little changed. Same inputs give the same intent, remembered or not."""
 
     def __init__(self) -> None:
         self._tables = TableCompiler()
-        self._clusters: dict[tuple[int, int], tuple[object, object, ClusterDraft]] = {}
+        self._clusters: _Drafts = {}
 
     def compile(
         self,
         views: Mapping[str, Resources],
         workloads: Iterable[tuple[WorkloadLike, str]],
         known: Known | None = None,
+        ejected: Mapping[Watch, frozenset[str]] | None = None,
     ) -> Intent:
-        """The intent for `views` by key and `workloads` with their view's key. `known`: the ids so far."""
+        """The intent for `views` by key and `workloads` with their view's key.
+
+        known: the ids so far; ejected: keys of the endpoints that outlier detection has taken out, by cluster.
+        """
         self._tables.begin()
-        fresh: dict[tuple[int, int], tuple[object, object, ClusterDraft]] = {}
-        drafted = [self._view(key, views[key], fresh) for key in sorted(views)]
+        fresh: _Drafts = {}
+        drafted = [self._view(key, views[key], fresh, ejected or {}) for key in sorted(views)]
         self._clusters = fresh
         enrolled = sorted(((w, view) for w, view in workloads if view in views), key=lambda item: item[0].key)
         return _Writer(drafted, enrolled, known or Known()).write()
 
-    def _view(
-        self, key: str, resources: Resources, fresh: dict[tuple[int, int], tuple[object, object, ClusterDraft]]
-    ) -> _View:
+    def _view(self, key: str, resources: Resources, fresh: _Drafts, ejected: Mapping[Watch, frozenset[str]]) -> _View:
         services = services_of(resources)
         tables = {use.name: self._tables.draft(use) for use in services.tables}
         names = {c.name for t in tables.values() for v in t.vhosts for r in v.routes for c in r.clusters}
@@ -120,11 +117,12 @@ class Compiler:
                 continue  # a dangling cluster is normal input: 503 when hit
             assignment = resources.assignments.get(cluster.eds_name)
             memo = (id(cluster), id(assignment))
+            out = ejected.get(Watch(name, cluster.outlier), _NOBODY) if cluster.outlier is not None else _NOBODY
             known = fresh.get(memo) or self._clusters.get(memo)
-            if known is None or known[0] is not cluster or known[1] is not assignment:
-                known = (cluster, assignment, draft(cluster, assignment))
+            if known is None or known[0] is not cluster or known[1] is not assignment or known[2] != out:
+                known = (cluster, assignment, out, draft(cluster, assignment, out))
             fresh[memo] = known
-            clusters[name] = known[2]
+            clusters[name] = known[3]
         return _View(key, services, tables, clusters, unenforced(resources))
 
 
@@ -172,7 +170,17 @@ class _Writer:
             routes=self._routes,
             rejections=tuple(dict.fromkeys(self._rejections)),
             known=self._next_known(),
+            watched=self._watched(),
         )
+
+    def _watched(self) -> dict[Watch, frozenset[str]]:
+        found: dict[Watch, frozenset[str]] = {}
+        for view in self._views:
+            for draft_ in view.clusters.values():
+                if draft_.outlier is not None and not draft_.features:
+                    watch = Watch(draft_.name, draft_.outlier)
+                    found[watch] = found.get(watch, _NOBODY) | draft_.members
+        return found
 
     # ---- routes by name ----
 
@@ -227,6 +235,8 @@ class _Writer:
         features = list(service.features) + self._cluster_features(view, (c.name for c in service.clusters))
         drafts = [view.clusters[c.name] for c in service.clusters if c.name in view.clusters]
         features += [draft_.balance for draft_ in drafts if draft_.hashed is not None]
+        # Nobody here counts connections that fail, which is all that there is to judge by.
+        features += ["outlier-detection" for draft_ in drafts if draft_.outlier is not None]
         if len(service.clusters) > n.WEIGHTS:
             features += ["capacity", f"{len(service.clusters)} destinations, a service holds {n.WEIGHTS}"]
         found = tuple(dict.fromkeys(features))
@@ -259,7 +269,8 @@ class _Writer:
         self._assign(NameKind.WORKLOAD, (_workload_key(w) for w, _ in self._workloads))
         self._assign(NameKind.TABLE, (_table_key(view, t) for view in self._views for t in view.tables.values()))
         self._assign(NameKind.CLUSTER, self._clusters.all())
-        self._assign(NameKind.ENDPOINT, (target.key for d in self._clusters.all().values() for target in d.targets))
+        targets = (target for d in self._clusters.all().values() for target in (*d.targets, *d.resting))
+        self._assign(NameKind.ENDPOINT, (target.key for target in targets))
         self._assign(NameKind.ROUTE, self._infos.all())
         for kind in (NameKind.VIEW, NameKind.WORKLOAD, NameKind.TABLE):
             for key, number in self._ids[kind].items():
@@ -268,7 +279,7 @@ class _Writer:
             number_ = self._ids[NameKind.CLUSTER].get(variant)
             if number_ is not None:
                 self._texts[NameKind.CLUSTER, number_] = variant
-                for target in draft_.targets:
+                for target in (*draft_.targets, *draft_.resting):
                     endpoint = self._ids[NameKind.ENDPOINT].get(target.key)
                     if endpoint is not None:
                         self._texts.setdefault((NameKind.ENDPOINT, endpoint), f"{target.key} {target.workload}".strip())
@@ -304,9 +315,9 @@ class _Writer:
         numbers = set(ids.values())
         for key, number in self._known.of(NameKind.ENDPOINT).items():
             if number not in numbers:
-                self._put(Table.ENDPOINTS, number, _endpoint(key, False))
+                self._put(Table.ENDPOINTS, number, endpoint_entry(key, False))
         for key, number in ids.items():
-            self._put(Table.ENDPOINTS, number, _endpoint(key, True))
+            self._put(Table.ENDPOINTS, number, endpoint_entry(key, True))
 
     def _write_clusters(self) -> None:
         endpoints = self._ids[NameKind.ENDPOINT]
@@ -321,7 +332,7 @@ class _Writer:
                 del self._ids[NameKind.CLUSTER][variant]
                 self._texts.pop((NameKind.CLUSTER, number), None)
                 continue
-            self._put(Table.CLUSTERS, number, _cluster(draft_.lb, slots(draft_.targets, endpoints)))
+            self._put(Table.CLUSTERS, number, cluster_entry(draft_.lb, slots(draft_.targets, endpoints)))
 
     def _draft_vhosts(
         self, tables: list[tuple[_View, TableDraft, int]]
@@ -441,7 +452,7 @@ class _Writer:
                 value = record.pack()
                 for host in vhost.hosts:
                     flags |= n.TABLE_ANY if host == "*" else n.TABLE_WILD if host.startswith("*") else 0
-                    entries[_vhost_key(number, host)] = value
+                    entries[vhost_key(number, host)] = value
             self._put(Table.TABLES, number, TableRecord(flags).pack())
             for name, reason in table.unreachable:
                 self._reject(view.key, "domain", name, reason, _HOME)
@@ -478,7 +489,7 @@ class _Writer:
                 view.key, "service", f"{ip}:{port}", f"more than {n.SERVICES} services on this node", _UNTOUCHED
             )
             return
-        entries[_service_key(self._ids[NameKind.VIEW][view.key], ip, port)] = service.pack()
+        entries[service_key(self._ids[NameKind.VIEW][view.key], ip, port)] = service.pack()
 
     def _write_workloads(self) -> dict[str, int]:
         enrolled = {}
@@ -502,10 +513,10 @@ class _Writer:
         entries = self._entries[Table.NAMES]
         for kind in LASTING:
             for key, number in self._known.of(kind).items():
-                name, value = _name(kind, number, key)
+                name, value = name_entry(kind, number, key)
                 entries[name] = value
         for (kind, number), text in self._texts.items():
-            name, value = _name(kind, number, text)
+            name, value = name_entry(kind, number, text)
             entries[name] = value
 
     # ---- odds and ends ----
@@ -539,62 +550,3 @@ def _workload_key(workload: WorkloadLike) -> str:
 
 def _table_key(view: _View, table: TableDraft) -> str:
     return f"{table.name} @ {view.key}"
-
-
-# Most of a large node's records are the same in every round; making their bytes anew is most of a round's time.
-
-
-@lru_cache(maxsize=2 * n.ENDPOINTS)
-def _endpoint(key: str, live: bool) -> bytes:
-    ip, port = endpoint_of(key)
-    packed = address(ip)
-    return Endpoint(packed, port, family(packed), int(live)).pack()
-
-
-@lru_cache(maxsize=2 * n.CLUSTERS)
-def _cluster(lb: int, slot: tuple[int, ...]) -> bytes:
-    return Cluster(n=len(slot), lb=lb, turn=0, choices=_CHOICES, live=1, slot=slot).pack()
-
-
-@lru_cache(maxsize=n.VHOSTS)
-def _vhost_key(table: int, host: str) -> bytes:
-    return VhostKey(table, host.encode()).pack()
-
-
-@lru_cache(maxsize=n.VHOSTS)
-def _name(kind: NameKind, number: int, text: str) -> tuple[bytes, bytes]:
-    return NameKey(kind, number).pack(), NameText(fitting(text)).pack()
-
-
-@lru_cache(maxsize=n.SERVICES)
-def _service_key(view: int, ip: str, port: int) -> bytes:
-    return ServiceKey(view, port, _TCP, address(ip)).pack()
-
-
-@lru_cache(maxsize=n.ROUTE_IDS)
-def route_text(variant: str, info: RouteInfo) -> str:
-    """The name text of a route: JSON, short enough for the map by leaving out what explains, never what identifies."""
-    source = info.source
-    data: dict[str, object] = {"key": variant, "host": info.host, "route": info.route}
-    optional: list[tuple[str, object]] = [
-        ("where", info.where.value),
-        ("reason", info.reason),
-        ("source", source and [source.kind, source.namespace, source.name, source.rule, source.file, source.line]),
-        ("clusters", [list(item) for item in info.clusters]),
-        ("match", info.match),
-        ("features", list(info.features)),
-    ]
-    for name, value in optional:
-        if value:
-            longer = {**data, name: value}
-            if len(json.dumps(longer, separators=(",", ":")).encode()) < n.NAME_TEXT:
-                data = longer
-    return json.dumps(data, separators=(",", ":"))
-
-
-def fitting(text: str) -> bytes:
-    """A name text's bytes. Raises CapacityError rather than cutting an identity; callers check lengths before."""
-    data = text.encode()
-    if len(data) >= n.NAME_TEXT:
-        raise CapacityError(f"the name {text[:80]!r}... is longer than {n.NAME_TEXT - 1} bytes")
-    return data

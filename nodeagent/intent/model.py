@@ -9,6 +9,7 @@ from typing import Final
 
 from nodeagent.abi.records import Action
 from nodeagent.cache.resources import Source
+from nodeagent.health.outlier import Watch
 from nodeagent.intent.ids import Known
 from nodeagent.intent.packing import Image, assemble
 from nodeagent.rules.model import NO_RULE, Rule
@@ -94,7 +95,7 @@ class Intent:
     """What the maps should hold, as bytes by map and key; programs apart, by id.
 
     `enrolled`: workload key -> id, for the cgroups. Endpoints that are no longer wanted stay, marked as not live: an id
-    keeps its address.
+    keeps its address. `watched`: clusters whose endpoints are judged by what they answer, with the keys of these.
     """
 
     entries: Mapping[Table, Mapping[bytes, bytes]]
@@ -103,6 +104,7 @@ class Intent:
     routes: Mapping[int, RouteInfo] = field(default_factory=dict)
     rejections: tuple[Rejection, ...] = ()
     known: Known = field(default_factory=Known)
+    watched: Mapping[Watch, frozenset[str]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """How many entries of each sort, for the status file."""

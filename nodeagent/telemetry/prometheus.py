@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,8 +15,16 @@ from nodeagent.telemetry.read import counters_of, endpoints_of, punts_of, routes
 class MapCollector:
     """Reads the maps once per scrape."""
 
-    def __init__(self, maps: Mapping[str, Map], applied: int, drift: int) -> None:
+    def __init__(
+        self,
+        maps: Mapping[str, Map],
+        applied: int,
+        drift: int,
+        ejections: Iterable[Mapping[str, Any]] = (),
+        kept: int = 0,
+    ) -> None:
         self._maps, self._applied, self._drift = maps, applied, drift
+        self._ejections, self._kept = ejections, kept
 
     def collect(self) -> Iterator[Metric]:
         """The metric families, in Prometheus' naming."""
@@ -59,12 +68,27 @@ class MapCollector:
                 served.add_metric(name, endpoint.requests)
                 errors.add_metric(name, endpoint.errors)
         yield from (active, served, errors)
+        yield from self._outliers()
         yield CounterMetricFamily("underpass_agent_applies", "Plans executed", value=self._applied)
         yield CounterMetricFamily("underpass_agent_drift", "Map entries found changed by others", value=self._drift)
 
+    def _outliers(self) -> Iterator[Metric]:
+        labels = ("cluster", "endpoint")
+        out = GaugeMetricFamily("underpass_endpoint_ejected", "1: taken out for what it answered", labels=labels)
+        total = CounterMetricFamily("underpass_endpoint_ejections", "Times that it was taken out", labels=labels)
+        for row in self._ejections:
+            name = (str(row["cluster"]), str(row["endpoint"]))
+            out.add_metric(name, int(row["out"]))
+            total.add_metric(name, int(row["ejections"]))
+        yield from (out, total)
+        text = "Times that a failing endpoint stayed because enough were out"
+        yield CounterMetricFamily("underpass_ejections_overflow", text, value=self._kept)
 
-def render(maps: Mapping[str, Map], applied: int, drift: int) -> bytes:
-    """The page for one scrape."""
+
+def render(
+    maps: Mapping[str, Map], applied: int, drift: int, ejections: Iterable[Mapping[str, Any]] = (), kept: int = 0
+) -> bytes:
+    """The page for one scrape. ejections: as in the status document; kept: failing endpoints that had to stay."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(MapCollector(maps, applied, drift))
+    registry.register(MapCollector(maps, applied, drift, ejections, kept))
     return generate_latest(registry)

@@ -30,6 +30,7 @@ _SHAPES: dict[str, tuple[MapType, int | str, int | str, int]] = {
     "clusters": (MapType.ARRAY, 4, "up_cluster", 64),
     "endpoints": (MapType.ARRAY, 4, "up_endpoint", 64),
     "endpoint_stats": (MapType.ARRAY, 4, "up_endpoint_stat", 64),
+    "endpoint_runs": (MapType.ARRAY, 4, "up_endpoint_run", 64),
     "services": (MapType.HASH, "up_service_key", "up_service", 256),
     "vhosts": (MapType.HASH, "up_vhost_key", "up_vhost", 1024),
     "names": (MapType.HASH, "up_name_key", "up_name_text", 1024),

@@ -27,6 +27,7 @@ def specs() -> list[MapSpec]:
         MapSpec("clusters", _ARRAY, 4, r.Cluster.size(), n.CLUSTERS),
         MapSpec("endpoints", _ARRAY, 4, r.Endpoint.size(), n.ENDPOINTS),
         MapSpec("endpoint_stats", _ARRAY, 4, r.EndpointStat.size(), n.ENDPOINTS),
+        MapSpec("endpoint_runs", _ARRAY, 4, r.EndpointRun.size(), n.ENDPOINTS),
         MapSpec("stocks", _HASH, r.StockKey.size(), r.Stock.size(), n.STOCKS),
         MapSpec("names", _HASH, r.NameKey.size(), r.NameText.size(), n.VHOSTS),
         MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, n.Counter.LAST),

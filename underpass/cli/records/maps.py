@@ -17,6 +17,7 @@ from nodeagent.abi.records import (
     Cluster,
     Config,
     Endpoint,
+    EndpointRun,
     EndpointStat,
     HomeRule,
     HomeStat,
@@ -231,6 +232,21 @@ def _endpoint_stat(key: bytes, value: bytes, context: Context) -> Entry | None:
     }
 
 
+def _endpoint_run(key: bytes, value: bytes, context: Context) -> Entry | None:
+    run = EndpointRun.unpack(value)
+    if run == EndpointRun():
+        return None
+    number = _number(key)
+    return {
+        "id": number,
+        "endpoint": context.name(NameKind.ENDPOINT, number).partition(" ")[0],
+        "errors": run.errors,
+        "gateway": run.gateway,
+        "errors_peak": run.errors_peak,
+        "gateway_peak": run.gateway_peak,
+    }
+
+
 def _name(key: bytes, value: bytes, _: Context) -> Entry:
     name = NameKey.unpack(key)
     text = value.rstrip(b"\0").decode("utf-8", "replace")
@@ -372,6 +388,7 @@ DECODERS: Final[dict[str, Decode]] = {
     "clusters": _cluster,
     "endpoints": _endpoint,
     "endpoint_stats": _endpoint_stat,
+    "endpoint_runs": _endpoint_run,
     "names": _name,
     "conns": _conn,
     "stocks": _stock,

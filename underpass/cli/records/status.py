@@ -141,6 +141,7 @@ def node(facts: NodeFacts, clients: Iterable[Mapping[str, Any]]) -> dict[str, An
             for item in facts.pressure
         ],
         "rejections": rejections(agent.get("rejections", ())),
+        "ejections": [dict(item) for item in agent.get("ejections", ())],
     }
 
 
@@ -287,6 +288,13 @@ def _node_lines(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "  counters", counted or "all zero"
     fullest = ", ".join(f"{item['map']} {100 * item['share']:.1f} %" for item in one["pressure"][:4])
     yield "  pressure", fullest or "-"
+    for item in one["ejections"]:
+        if item["out"]:
+            times = f"for the {item['ejections']}. time, " if item["ejections"] > 1 else ""
+            yield (
+                "  ejected",
+                f"{item['endpoint']} of {item['cluster']}, {times}{item['left_s']} s left ({item['policy']})",
+            )
     for item in one["rejections"]:
         if item["kind"] == NOT_ENFORCED:
             continue  # a problem, told below
