@@ -78,6 +78,7 @@ static __noinline int up_connect(struct bpf_sock_addr *ctx, struct up_peer *to, 
 	struct up_socket *tag;
 	struct bpf_sock *sk = ctx->sk;
 	__u32 id, zero = 0;
+	__be16 port;
 
 	if (!to || !g || !sk)
 		return UP_ALLOW;
@@ -106,10 +107,15 @@ static __noinline int up_connect(struct bpf_sock_addr *ctx, struct up_peer *to, 
 		home = up_mapped(to->addr) ? &cfg->home4 : &cfg->home6;
 		if (!home->family)
 			goto refuse;
+		port = home->port;
+		if (w->flags & UP_WF_APART)
+			port = up_mapped(to->addr) ? cfg->own4 : cfg->own6;
+		if (!port)
+			goto refuse;
 		tag->kind = UP_KIND_CLIENT;
 		tag->table = s->table;
 		__builtin_memcpy(to->addr, home->addr, 16);
-		to->port = home->port;
+		to->port = port;
 		up_count(UP_C_CONNECT_HTTP);
 		return UP_ALLOW;
 	}

@@ -33,6 +33,7 @@ from nodeagent.cache.store import Decoder
 from nodeagent.errors import AgentError, ApplyError, SettingsError
 from nodeagent.health.outlier import What
 from nodeagent.health.service import Ejections
+from nodeagent.intent.apart import set_apart
 from nodeagent.intent.compile import Compiler
 from nodeagent.intent.ids import Known
 from nodeagent.intent.model import Intent
@@ -92,6 +93,7 @@ class Agent:
         self._attached: dict[str, tuple[Workload, int]] = {}
         self._errors: dict[str, str] = {}
         self._home = settings.home
+        self._own: tuple[tuple[str, int], ...] = ()
         self._waypoint = waypoint
         self._features = features or {}
         self._dirty = Coalescer()
@@ -266,8 +268,11 @@ class Agent:
         resources = {key: live.snapshot() for key, live in ready.items()}
         intent = self._compiler.compile(resources, workloads, self._known, self._ejections.out)
         covered = self._covered(ready)
-        if self._waypoint is not None and len(ready) == len(self._views):
-            self._waypoint.views_seen({key: (live.view, live.snapshot()) for key, live in ready.items()})
+        if self._waypoint is not None:
+            if len(ready) == len(self._views):
+                self._waypoint.views_seen({key: (live.view, live.snapshot()) for key, live in ready.items()})
+            apart = self._waypoint.apart(ready)
+            intent = set_apart(intent, [workload.key for workload, view in workloads if view in apart])
         steps = plan(self._observed, intent, prune=covered)
         compiled = time.perf_counter()
         self._reconciler.execute(steps)
@@ -386,21 +391,23 @@ class Agent:
         try:
             data = json.loads((self._paths.run / "home.json").read_text(encoding="utf-8"))
             homes = tuple(parse_home(text) for text in data["listen"])
-            home = Home(homes, bool(data.get("standby")), int(data.get("mss", 0)))
+            own = tuple(parse_home(text) for text in data.get("own", []))
+            home = Home(homes, bool(data.get("standby")), int(data.get("mss", 0)), own)
         except (OSError, ValueError, KeyError, TypeError, SettingsError):
             return  # not there yet, or being replaced; the last known peers stay
         if self._waypoint is not None and self._waypoint.home_seen(home):
             self._status_due.set()
-        if home.peers and home.peers != self._home:
-            self._home = home.peers
+        if home.peers and (home.peers, home.own) != (self._home, self._own):
+            self._home, self._own = home.peers, home.own
             self._configure()
+            self._dirty.touch()
             log.info("home peers", homes=home.peers)
             self._status_due.set()
 
     def _configure(self) -> None:
         """Tell the kernel who the home peers are, and whether an Envoy answers there."""
         envoy = self._settings.home_is_envoy or (self._waypoint is not None and self._waypoint.ready)
-        self._reconciler.configure(self._home, int(envoy))
+        self._reconciler.configure(self._home, int(envoy), self._own)
 
     def _waypoint_changed(self) -> None:
         """New connections have moved already: whose address it is, the listening sockets themselves decide."""

@@ -123,8 +123,12 @@ class Reconciler:
 
     # ---- configuration ----
 
-    def configure(self, homes: Iterable[tuple[str, int]], home_kind: int = 0) -> bool:
+    def configure(
+        self, homes: Iterable[tuple[str, int]], home_kind: int = 0, own: Iterable[tuple[str, int]] = ()
+    ) -> bool:
         """Write the home peers (address and port, one per family at most). Returns whether anything changed.
+
+        own: where underpass-home listens at the same addresses whoever has the home peers' ports.
 
         Raises LayoutError when the maps belong to another ABI version: they must be removed first.
         """
@@ -139,7 +143,11 @@ class Reconciler:
         for text, port in homes:
             packed = address(text)
             peers[family(packed)] = Address(packed, port, family(packed))
-        fresh = replace(config, version=n.ABI_VERSION, home4=peers[4], home6=peers[6], home_kind=home_kind)
+        ports = {4: 0, 6: 0} | {family(address(text)): port for text, port in own}
+        fresh = replace(
+            config, version=n.ABI_VERSION, home4=peers[4], home6=peers[6], home_kind=home_kind, own4=ports[4],
+            own6=ports[6],
+        )  # fmt: skip
         if fresh != config:
             self._maps["config"].update(_ONLY, fresh.pack())
         return fresh != config

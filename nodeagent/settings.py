@@ -25,7 +25,8 @@ class Settings:
     home: home peers, one per IP family at most; empty: those that underpass-home reports. home_is_envoy: they are an
     Envoy's. waypoint: the agent runs an Envoy itself, with the bootstrap `envoy_config` and what a sidecar of
     `envoy_namespace` is served, or, without one, with what the node's workloads are served; envoy: its executable, None
-    finds one. cgroup_root: mount point of cgroup v2, None finds it. bpffs: the node's directory of pins, None the usual.
+    finds one. cgroup_root: mount point of cgroup v2, None finds it. bpffs: the node's directory of pins, None the
+    usual.
     """
 
     node: str = DEFAULT_NODE

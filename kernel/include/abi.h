@@ -57,7 +57,7 @@
 #define UP_CONNS 65536	     /* clients and upstreams alive at once, and clients closed less than a grace period ago */
 #define UP_STOCK_SLOTS 256   /* free upstreams of one (workload, endpoint) */
 #define UP_STOCKS 16384
-#define UP_FLOWS 65536 /* (workload, route, endpoint, status) that ever met */
+#define UP_FLOWS 65536	 /* (workload, route, endpoint, status) that ever met */
 #define UP_ORIGINS 16384 /* connections between their client's and their peer's being established: microseconds each */
 #define UP_EVENTS_BYTES (1 << 20)
 #define UP_INTERFACES \
@@ -271,15 +271,16 @@ struct up_config {
 	__u32 flags;	       /* UP_CFG_* */
 	struct up_address home4, home6; /* home peer per family */
 	__u32 home_kind;		/* 0: underpass-home, 1: an Envoy (no SYNC will come) */
-	__u32 pad;
+	__be16 own4, own6; /* where underpass-home listens at the home addresses whoever else does; 0: nowhere */
 };
 
 struct up_cgroup {
 	__u32 workload; /* 0: not enrolled */
 };
+#define UP_WF_APART 1 /* does not see what the node's Envoy sees: its home is underpass-home, always */
 struct up_workload {
-	__u32 view; /* 0: unused */
-	__u32 flags;
+	__u32 view;  /* 0: unused */
+	__u32 flags; /* UP_WF_* */
 	__u32 addr4[4],
 		addr6[4]; /* its own addresses: an endpoint that is the workload itself cannot be lent (hairpin) */
 };

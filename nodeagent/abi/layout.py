@@ -47,7 +47,7 @@ STRUCTS: Final[dict[str, tuple[int, tuple[Field, ...]]]] = {
         (
             ("version", 0, "u32", 0), ("generation", 4, "u32", 0), ("home_generation", 8, "u32", 0),
             ("flags", 12, "u32", 0), ("home4", 16, "up_address", 0), ("home6", 36, "up_address", 0),
-            ("home_kind", 56, "u32", 0), ("pad", 60, "u32", 0),
+            ("home_kind", 56, "u32", 0), ("own4", 60, "be16", 0), ("own6", 62, "be16", 0),
         ),
     ),
     "up_conn": (

@@ -62,6 +62,7 @@ CF_STOCKED: Final = 16
 CF_TS: Final = 32
 CF_CLOSED: Final = 64
 WANT_NS: Final = 1000000
+WF_APART: Final = 1
 TABLE_LIVE: Final = 1
 TABLE_WILD: Final = 2
 TABLE_ANY: Final = 4

@@ -111,6 +111,8 @@ class Config(Record):
     home4: Address = Address()
     home6: Address = Address()
     home_kind: int = 0
+    own4: int = 0
+    own6: int = 0
 
 
 @dataclass(frozen=True, slots=True)

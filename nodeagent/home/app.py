@@ -154,6 +154,7 @@ class Home:
         self.stats = Stats(maps["home_stats"])
         self._decider = Decider(core, kernel, maps, lambda: random.getrandbits(32))
         self.clients = Clients(self.loop, maps, self._control, self.pods, core, self._decider, self.stats)
+        self._own: list[tuple[str, int]] = []
         self.sweep = Sweep(maps["conns"], self._control, self.upstreams, self.generation, self.clients.end_orphan)
         self._counters = maps["counters"]
         self._lost = self._events_lost()
@@ -200,6 +201,8 @@ class Home:
                 raise SettingsError(
                     f"--listen {address}:{port}", str(cause), "see `ss -ltnp` for who listens there"
                 ) from cause
+            if self._settings.standby:
+                self._listen_beside(address, port)
         self.sweep.begin()
         self.loop.call_every(0.1, self._watch)
         self.loop.call_every(0.05, self._often)
@@ -285,6 +288,14 @@ class Home:
         self.stats.flush()
         self._write_status()
 
+    def _listen_beside(self, address: str, port: int) -> None:
+        """For workloads whose home is not the Envoy that has the address: one port further, or anywhere."""
+        try:
+            beside = self.clients.listen(address, port + 1 if port < 65535 else 0, self._settings.mss)
+        except OSError:
+            beside = self.clients.listen(address, 0, self._settings.mss)
+        self._own.append((address, beside))
+
     def _write_status(self) -> None:
         """For `underpass status`: a JSON file beside the registry."""
         requests, refused = self.stats.totals()
@@ -293,8 +304,9 @@ class Home:
             "node": self._settings.node,
             "generation": self.generation,
             "time": time.time(),
-            "listen": [f"[{a}]:{p}" if ":" in a else f"{a}:{p}" for a, p in self._settings.listen],
+            "listen": [_joined(*end) for end in self._settings.listen],
             "standby": self._settings.standby,
+            "own": [_joined(*end) for end in self._own],
             "mss": self._settings.mss,
             "workloads": sorted(pod.key for pod in self.pods.by_id.values()),
             "requests": requests,
@@ -309,6 +321,10 @@ class Home:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(status) + "\n", encoding="utf-8")
         temporary.rename(path)
+
+
+def _joined(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def wait_for_agent(kernel: Kernel, paths: NodePaths) -> Loaded:

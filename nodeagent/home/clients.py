@@ -80,7 +80,7 @@ class Clients:
         self._chooser = Chooser(decider)
         self.mirrors = Mirrors(loop, pods, core, decider)
         self._listeners: list[socket.socket] = []
-        self._standby = False
+        self._standby: set[bytes] = set()  # ports that are ours only while no Envoy has them
         self._by_key: dict[bytes, Client] = {}
         self._waiting: dict[Client, None] = {}  # those with a deadline
         self._legs: dict[Pair, list[Leg]] = {}
@@ -90,13 +90,15 @@ class Clients:
 
     # ---- listening ----
 
-    def listen(self, address: str, port: int, mss: int, standby: bool = False) -> None:
-        """Listens at a home address, as `listening` says. OSError."""
+    def listen(self, address: str, port: int, mss: int, standby: bool = False) -> int:
+        """Listens at a home address, as `listening` says; returns the port. OSError."""
         listener = listening(address, port, mss, standby)
-        self._standby = standby
-        own = packed(address)
+        own, port = packed(address), listener.getsockname()[1]
+        if standby:
+            self._standby.add(port.to_bytes(2, "big"))
         self._listeners.append(listener)
         self._loop.add(listener.fileno(), IN, lambda _: self._accept(listener, own, port))
+        return int(port)
 
     def stop_listening(self) -> None:
         """Takes no more connections."""
@@ -206,7 +208,7 @@ class Clients:
             self._core.reason_name,
             exchanges(self._reader, framing, self._chooser, address_text(client.key[:16])),
             elsewhere(self._decider),
-            self._standby,
+            client.key[34:36] in self._standby,
         )
         return client.relay
 

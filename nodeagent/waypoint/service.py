@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,11 +26,16 @@ log = structlog.get_logger("waypoint")
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """What underpass-home says of itself. peers: where it listens; mss: the largest segment it asks for."""
+    """What underpass-home says of itself.
+
+    peers: where it listens, if it stands by only while no Envoy does; mss: the largest segment it asks for; own: where
+    it listens at the same addresses even then.
+    """
 
     peers: tuple[tuple[str, int], ...]
     stands_by: bool
     mss: int = 0
+    own: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +105,14 @@ class WaypointService:
         """Whether an Envoy serves."""
         return self._process is not None and self._process.ready
 
-    @property
-    def apart(self) -> frozenset[str]:
-        """Keys of the views whose workloads' connections are not for Envoy."""
-        return self._scope.apart if self._scope is not None else frozenset()
+    def apart(self, views: Iterable[str]) -> frozenset[str]:
+        """Which of these views' workloads keep to underpass-home.
+
+        All of them, until it is known whose eyes Envoy sees with: one of an agent before may be serving still.
+        """
+        if self.recipe.config is not None or self._home is None or not self._home.own:
+            return frozenset()
+        return frozenset(views) & (self._scope.apart if self._scope is not None else frozenset(views))
 
     def home_seen(self, home: Home) -> bool:
         """What underpass-home says of itself. Returns whether the status document says something else for it."""
@@ -115,20 +124,20 @@ class WaypointService:
         self._settle()
         return self._reason != before
 
-    def views_seen(self, views: Mapping[str, tuple[View, Resources]]) -> bool:
-        """What the node's workloads are served, all of them complete. Returns whether others are apart now."""
+    def views_seen(self, views: Mapping[str, tuple[View, Resources]]) -> None:
+        """What the node's workloads are served, all of them complete."""
         if self.recipe.config is not None:
-            return False
-        before = self.apart
-        current = self._scope.view if self._scope is not None else ""
-        self._scope = choose({key: resources for key, (_, resources) in views.items()}, current)
+            return
+        before = self._scope
+        self._scope = choose(
+            {key: resources for key, (_, resources) in views.items()}, before.view if before is not None else ""
+        )
         if self._scope is not None and (self._view is None or self._view.key != self._scope.view):
             self._view = views[self._scope.view][0]  # another representative of it is no reason for a restart
             log.info("waypoint sees with", view=self._view.key)
-        if self.apart != before:
-            log.info("workloads that see something else keep to underpass-home", views=sorted(self.apart))
+        if self._scope is not None and self._scope.apart != (before.apart if before is not None else frozenset()):
+            log.info("workloads that see something else keep to underpass-home", views=sorted(self._scope.apart))
         self._settle()
-        return self.apart != before
 
     def _settle(self) -> None:
         if self._home is None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,8 @@ metadata: {name: greeter, namespace: shop}
 spec:
   hosts: [greeter]
   http:
+  - match: [{port: 80, sourceLabels: {app: odd}}]
+    route: [{destination: {host: greeter, port: {number: 80}, subset: v2}}]
   - match: [{port: 80}]
     route: [{destination: {host: greeter, port: {number: 80}}}]
   - match: [{uri: {exact: /test.Greeter/Hello}}, {uri: {exact: /test.Greeter/Chat}}]
@@ -81,7 +84,8 @@ def _files() -> list[SourceFile]:
         greeter = f"{{name: greeter, image: {GREETER}, ports: [{{containerPort: {GRPC_PORT}}}]}}"
         health = "{name: health, image: health, ports: [{containerPort: 8080}]}"
         text += _deployment(f"greeter-{version}", f"app: greeter, version: {version}", f"{greeter}, {health}")
-    text += _deployment("web", "app: web", "{name: web, image: web, ports: [{containerPort: 8080}]}")
+    for name in ("web", "also", "odd"):
+        text += _deployment(name, f"app: {name}", "{name: web, image: web, ports: [{containerPort: 8080}]}")
     return [SourceFile("mesh.yaml", "mesh.yaml", text)]
 
 
@@ -171,6 +175,33 @@ def in_kernel(state: State, probe: ProbeClient, count: int) -> int:
     report = probe.run(run=count, target="/healthz?call=")
     assert report["errors"] == 0, report["why"]
     return counters.read(state.nodes).since(before).kernel
+
+
+def punted(state: State, workload: str, tmp_path: Path) -> tuple[int, str]:
+    """The status of a request that is not for the kernel to judge, and who answered or why not."""
+    order = tmp_path / "order.json"
+    text = "GET /a%20b HTTP/1.1\r\nHost: greeter\r\n\r\n"
+    order.write_text(json.dumps({"host": "greeter", "port": 80, "requests": [{"send": text}]}))
+    client = str(repository() / "tests/support/keepalive_client.py")
+    argv, env = lab.exec_command(NAME, workload, [sys.executable, client, str(order)])
+    (answer,) = json.loads(subprocess.run(argv, env=env, check=True, capture_output=True, timeout=30).stdout)
+    headers = answer.get("headers", {})
+    return answer.get("status", 0), headers.get("x-underpass-reason") or headers.get("server", str(answer))
+
+
+def test_who_sees_something_else_is_not_envoys(state: State, caller: Caller, tmp_path: Path) -> None:
+    """Envoy has one view of the mesh: a workload with a rule of its own keeps to home, and its rule to the kernel."""
+    assert set(caller.ask("Hello")) <= {V1, V2}
+    (apart,) = waypoint(state)["apart"]
+    assert apart != waypoint(state)["view"]
+    assert punted(state, "shop/web", tmp_path) == punted(state, "shop/also", tmp_path) == (200, "envoy")
+    assert punted(state, "shop/odd", tmp_path) == (501, "path-not-normal")
+    probe = ProbeClient(NAME, "shop/odd", "greeter", 80)
+    try:
+        wait_for("the kernel has wires for it", lambda: in_kernel(state, probe, 20) == 20, 20, 0.1)
+        assert probe.run(run=50, target="/healthz?call=")["workloads"] == {V2: 50}
+    finally:
+        probe.close()
 
 
 def test_killed_it_comes_back_and_the_health_route_does_not_notice(state: State, caller: Caller) -> None:

@@ -286,6 +286,26 @@ def test_without_a_file_it_waits_for_a_workload_and_goes_with_its_view(tmp_path:
     assert len(set(asyncio.run(life()))) == 3
 
 
+def test_until_it_is_known_whose_eyes_it_has_everybody_is_apart(tmp_path: Path) -> None:
+    """But only where home can be told apart from it, and not where the listeners are the user's."""
+    one, two = view("one", app="one"), view("two", app="two")
+    keys = {one.key, two.key}
+    odd = Resources(routes={"81": RouteConfiguration("81", ())})
+    own = replace(HOME, own=(("10.0.0.1", 15002),))
+    theirs = WaypointService(recipe(tmp_path))
+    theirs.home_seen(own)
+    assert theirs.apart(keys) == frozenset()
+    service = WaypointService(replace(recipe(tmp_path), config=None))
+    assert service.apart(keys) == frozenset()
+    service.home_seen(HOME)
+    assert service.apart(keys) == frozenset()
+    service.home_seen(own)
+    assert service.apart(keys) == keys
+    service.views_seen({one.key: (one, Resources()), two.key: (two, odd)})
+    assert service.apart(keys) == keys - {str(service.status()["view"])}
+    assert service.apart([str(service.status()["view"])]) == frozenset()
+
+
 def test_whose_eyes() -> None:
     """Those that most agree with, or the one that is there already; what a workload has as a server does not count."""
     routes = {"80": RouteConfiguration("80", ())}
