@@ -95,7 +95,7 @@ class Replica:
             available=problem is None,
             reason="" if problem is None else str(problem),
             revision=self._follower.revision,
-            leader=self._election.leader,
+            leader=self._election.leader if problem is None else "",
             leads=self._election.leads(self._clock()),
             member=self.etcd.member,
             relists=self._follower.relists,

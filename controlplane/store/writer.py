@@ -48,7 +48,7 @@ class Writer:
             return Written(judged, problems=judged.problems)
         written: list[Change] = []
         for _ in range(ATTEMPTS):
-            present, _at = await self._etcd.get(self._prefix, [path(item.key) for item in judged.wanted])
+            present = await self._present([item.key for item in judged.wanted])
             planned = plan(judged.wanted, present, int(self._clock()))
             if planned.conflicts:
                 conflict = any(item.code == "conflict" for item in planned.conflicts)
@@ -61,6 +61,12 @@ class Writer:
                 unchanged = tuple(key for key in planned.unchanged if key not in mine)
                 return Written(judged, tuple(written), unchanged, revision=revision)
         raise Conflict("the objects change faster than they can be written", f"{ATTEMPTS} attempts", "try again")
+
+    async def _present(self, keys: Sequence[Key]) -> Mapping[str, Entry]:
+        try:
+            return (await self._etcd.get(self._prefix, [path(key) for key in keys]))[0]
+        except StoreError as error:
+            raise _partly(error, 0, 0) from error
 
     async def _write(self, changes: Sequence[Change], written: list[Change]) -> int | None:
         """The revision of the last write; None when somebody was faster. Adds to *written* what is in the store now."""
@@ -88,7 +94,7 @@ class Writer:
         written: list[Change] = []
         for _ in range(ATTEMPTS):
             left = sorted(set(keys) - {change.key for change in written})
-            present, _at = await self._etcd.get(self._prefix, [path(key) for key in left])
+            present = await self._present(left)
             missing = [f"{key.kind} {key.namespace}/{key.name}" for key in left if path(key) not in present]
             if missing:
                 raise NotFound(
@@ -137,6 +143,6 @@ _RESTORE: Final = 20
 
 def _partly(error: StoreError, done: int, of: int) -> StoreError:
     """The same error, with how much of the request is in the store."""
-    known = f"{done} of {of} objects were written before" if done else "nothing was written before"
-    unsure = "; whether the last request was is not known" if "Deadline" in error.why else ""
-    return type(error)(error.what, f"{error.why} ({known}{unsure})", error.next_step)
+    known = f"{done} of {of} objects were written before" if done else "nothing was written"
+    unsure = " (of the last request that is not known)" if of and "Deadline" in error.why else ""
+    return type(error)(error.what, f"{known}{unsure}, and what is in force stays: {error.why}", error.next_step)
