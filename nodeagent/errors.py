@@ -38,5 +38,9 @@ class NotRunningError(AgentError):
     """Pinned maps of a node were asked for and are not there: no agent has set this node up."""
 
 
+class WaypointError(AgentError):
+    """An Envoy of the node was given a configuration that it must not run with; it is ended and not started again."""
+
+
 class RuleError(AgentError):
     """A rule in the maps cannot be read: who wrote it and who reads it are of different builds."""

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import structlog
 
-from nodeagent.errors import SettingsError
+from nodeagent.errors import SettingsError, WaypointError
 from nodeagent.waypoint.supervisor import USUAL, Bounds, Order, State, Supervisor
 
 #: In the node's run directory: which process is its Envoy.
@@ -57,7 +57,7 @@ class Launch:
     """How Envoy is started.
 
     run: the node's directory; config: the user's bootstrap, None: the overlay is all of it; overlay: the agent's part;
-    cgroup: the one that it runs in, None: the agent's.
+    cgroup: the one that it runs in, None: the agent's; barred: names of listeners that it must not have.
     """
 
     binary: Path
@@ -66,6 +66,7 @@ class Launch:
     overlay: Mapping[str, Any]
     drain: float = USUAL.drain
     cgroup: Path | None = None
+    barred: frozenset[str] = frozenset()
 
     @property
     def admin(self) -> Path:
@@ -118,7 +119,10 @@ class Waypoint:
         }
 
     async def run(self) -> None:
-        """Keep it running until cancelled; then drain and end it, which takes no longer than the bounds say."""
+        """Keep it running until cancelled; then drain and end it, which takes no longer than the bounds say.
+
+        Raises WaypointError, after having ended it, for listeners that it must not have.
+        """
         await asyncio.to_thread(end_predecessor, self._launch.run / NOTE)
         try:
             await self._obey(self._supervisor.begin(time.monotonic()))
@@ -140,6 +144,8 @@ class Waypoint:
         if machine.probing:
             before = self._process
             alive, idle = await self._probe(machine.state)
+            if alive and machine.state is State.STARTING and self._launch.barred:
+                await self._look_at_listeners()
             if before is self._process:  # else that answer is a dead one's
                 await self._obey(machine.probed(time.monotonic(), alive, idle))
         else:
@@ -151,6 +157,16 @@ class Waypoint:
             return await self._ask("GET", "/ready") is not None, False
         told = await self._ask("GET", f"/stats?filter={_GAUGES}")
         return False, told is not None and not connected(told)
+
+    async def _look_at_listeners(self) -> None:
+        told = await self._ask("GET", "/listeners") or ""
+        there = sorted({line.partition("::")[0] for line in told.splitlines()} & self._launch.barred)
+        if there:
+            raise WaypointError(
+                f"listeners {', '.join(there)}",
+                "the control plane is another one than underpass-controlplane: it makes the node's Envoy a sidecar",
+                "give --envoy-config",
+            )
 
     async def _ask(self, method: str, path: str) -> str | None:
         """The admin interface's answer with status 200, or nothing."""

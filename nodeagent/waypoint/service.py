@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 
 from nodeagent.cache.store import Resources
-from nodeagent.errors import SettingsError
+from nodeagent.errors import SettingsError, WaypointError
 from nodeagent.settings import Settings
 from nodeagent.waypoint.bootstrap import overlay, whole
 from nodeagent.waypoint.process import Launch, Waypoint, admin_socket, find_envoy
@@ -20,6 +20,9 @@ from nodeagent.waypoint.scopes import Scope, choose
 from nodeagent.xds.views import View
 
 _NODE_ID: Final = "sidecar~{ip}~waypoint-{node}.{namespace}~{namespace}.svc.cluster.local"
+
+#: What a sidecar's connections are captured by: on all addresses of the node, where nothing is captured.
+_CAPTURE: Final = frozenset({"virtualInbound", "virtualOutbound"})
 
 log = structlog.get_logger("waypoint")
 
@@ -65,7 +68,8 @@ class Recipe:
         )
         if view is None:
             return Launch(self.binary, self.run, self.config, part, cgroup=self.cgroup)
-        return Launch(self.binary, self.run, None, whole(part, home.peers, home.mss), cgroup=self.cgroup)
+        made = whole(part, home.peers, home.mss)
+        return Launch(self.binary, self.run, None, made, cgroup=self.cgroup, barred=_CAPTURE)
 
 
 def prepare(settings: Settings, run: Path, cgroup: Path | None = None) -> WaypointService:
@@ -98,6 +102,7 @@ class WaypointService:
         self._wanted: Launch | None = None
         self._due = asyncio.Event()
         self._reason = "waits for underpass-home"
+        self._refused = ""
         self._process: Waypoint | None = None
 
     @property
@@ -155,6 +160,8 @@ class WaypointService:
         found: dict[str, Any] = {"state": "waiting", "reason": self._reason, "restarts": 0, "pid": 0}
         if self._process is not None:
             found = self._process.status()
+        if self._refused:
+            found |= {"state": "refused", "reason": self._refused}
         if self._scope is not None:
             found |= {"view": self._scope.view, "apart": sorted(self._scope.apart)}
         return found
@@ -169,16 +176,19 @@ class WaypointService:
                 if life is not None:
                     await _end(life)
                 assert self._wanted is not None
-                self._process = Waypoint(self._wanted, changed)
-                life = asyncio.create_task(self._supervise(self._process))
+                self._process, self._refused = Waypoint(self._wanted, changed), ""
+                life = asyncio.create_task(self._supervise(self._process, changed))
         finally:
             if life is not None:
                 await _end(life)
 
-    @staticmethod
-    async def _supervise(process: Waypoint) -> None:
+    async def _supervise(self, process: Waypoint, changed: Callable[[], None]) -> None:
         try:
             await process.run()
+        except WaypointError as error:
+            self._refused = str(error)
+            log.error("the waypoint is refused", reason=self._refused)
+            changed()
         except Exception as error:  # noqa: BLE001 - routes of the kernel must not depend on an Envoy's fate
             log.error("the waypoint is not supervised any more", error=str(error), type=type(error).__name__)
 

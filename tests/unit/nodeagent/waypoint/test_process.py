@@ -286,6 +286,40 @@ def test_without_a_file_it_waits_for_a_workload_and_goes_with_its_view(tmp_path:
     assert len(set(asyncio.run(life()))) == 3
 
 
+def test_a_sidecars_listeners_are_refused_for_good(tmp_path: Path) -> None:
+    """Another control plane sends them: the process ends, and is not started again."""
+    listening = ENVOY.replace(
+        'else "LIVE', 'else "home_x::1.2.3.4:1\\nvirtualInbound::0.0.0.0:15006\\n" if "/listeners" in line else "LIVE'
+    )
+    one = view("one", app="one")
+
+    async def life() -> dict[str, Any]:
+        refused = asyncio.Event()
+        service = WaypointService(
+            replace(recipe(tmp_path), config=None, binary=script(tmp_path / "sidecar", listening))
+        )
+
+        def changed() -> None:
+            assert not service.ready
+            if service.status()["state"] == "refused":
+                refused.set()
+
+        task = asyncio.create_task(service.run(changed))
+        service.home_seen(HOME)
+        service.views_seen({one.key: (one, Resources())})
+        await asyncio.wait_for(refused.wait(), 20)
+        found = service.status()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return found
+
+    found = asyncio.run(life())
+    assert found["reason"].startswith("listeners virtualInbound: ")
+    assert found["reason"].endswith("give --envoy-config")
+    assert found["pid"] == 0
+    assert (tmp_path / "asked").read_text().splitlines()[:2] == ["GET /ready HTTP/1.1", "GET /listeners HTTP/1.1"]
+
+
 def test_until_it_is_known_whose_eyes_it_has_everybody_is_apart(tmp_path: Path) -> None:
     """But only where home can be told apart from it, and not where the listeners are the user's."""
     one, two = view("one", app="one"), view("two", app="two")
