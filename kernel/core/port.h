@@ -17,9 +17,10 @@
 /*
  * bpf_for needs 6.4, and a plain loop over a head is too large for the verifier, so loops are bpf_loop (5.17) with static
  * callbacks. The verifier of 6.1 walks a callback once, with the state as it stands before the loop, and deletes branches that
- * this state cannot reach: loop state must start from a value that it does not know. Hence up_zero.
+ * this state cannot reach: loop state must start from a value that it does not know. Hence up_zero, which nobody writes and which
+ * is not const: what is in .rodata, the verifier knows.
  */
-static volatile const __u32 up_zero;
+static volatile __u32 up_zero;
 #define UP_ZERO up_zero
 #define up_loop(n, callback, state) bpf_loop(n, callback, state, 0)
 /* Keeps a bound where the compiler would prove it away but the verifier cannot follow. mask: a power of two minus one. */
