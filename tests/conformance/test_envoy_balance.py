@@ -25,8 +25,10 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("envoy")]
 REQUESTS: Final = 1000
 #: Standard deviations that a share may be off: one test in 30,000 with as many endpoints as there are here.
 FAR: Final = 4.7
-_LOCALITIES: Final = {"common_lb_config": {"healthy_panic_threshold": {}, "locality_weighted_lb_config": {}}}
-_BELIEVED: Final = {"common_lb_config": {"healthy_panic_threshold": {}}}
+_LOCALITIES: Final[dict[str, Any]] = {
+    "common_lb_config": {"healthy_panic_threshold": {}, "locality_weighted_lb_config": {}}
+}
+_BELIEVED: Final[dict[str, Any]] = {"common_lb_config": {"healthy_panic_threshold": {}}}
 
 
 def place(priority: int, states: str, weight: int = 0, zone: str = "a") -> dict[str, Any]:
