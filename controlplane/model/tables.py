@@ -64,5 +64,6 @@ class Changed:
 def changes(before: Mapping[Key, Object], after: Mapping[Key, Object]) -> tuple[Changed, ...]:
     """What differs between two sets of objects, told by identity: equal objects are expected to be the same ones."""
     found = [Changed(key, before.get(key), item) for key, item in after.items() if before.get(key) is not item]
-    found += [Changed(key, item, None) for key, item in before.items() if key not in after]
+    if len(before) + sum(item.old is None for item in found) != len(after):
+        found += [Changed(key, item, None) for key, item in before.items() if key not in after]
     return tuple(found)

@@ -103,7 +103,8 @@ class Prepared:
         if known is None:
             old, new = since.endpoints, self.mesh.endpoints
             places = [where for where, pool in new.items() if old.get(where) is not pool]
-            places += [where for where in old if where not in new]
+            if len(old) + sum(where not in old for where in places) != len(new):
+                places += [where for where in old if where not in new]
             known = self._moved[id(since)] = (since, frozenset((space, host) for space, host, _ in places))
         return known[1]
 

@@ -95,6 +95,9 @@ class DeltaSession(Session):
             channel.settle(name, None)
         return self._frame(channel, (), gone, gone)
 
+    def _nothing(self, channel: Channel) -> Response | None:
+        return self._frame(channel, (), (), ())
+
     def _frame(
         self, channel: Channel, resources: Iterable[Resource], names: Sequence[str], removed: Sequence[str]
     ) -> Response:

@@ -160,6 +160,8 @@ class Connection:
     #: Monotonic time of the oldest change that the client has not confirmed, None when there is none.
     unconfirmed_since: float | None = None
     release: asyncio.TimerHandle | None = None
+    #: Large messages under way, by nonce: what :class:`Throttle` wants back.
+    under_way: dict[str, tuple[asyncio.TimerHandle, int]] = field(default_factory=dict)
 
     @property
     def peer(self) -> str:
@@ -331,6 +333,8 @@ class XdsServer:
         if self._streams_of[connection.caller.key] <= 0:
             del self._streams_of[connection.caller.key]
         self._metrics.connections.dec()
+        for nonce in list(connection.under_way):
+            self._arrived(connection, nonce)
         if connection.release is not None:
             connection.release.cancel()
         if connection.attachment is not None:
@@ -370,11 +374,13 @@ class XdsServer:
     def _note(self, connection: Connection, event: object) -> None:
         now = time.time()
         if isinstance(event, Acked):
+            self._arrived(connection, event.nonce)
             connection.time_of(event.type_url).acked = now
             self._metrics.recovered(event.type_url, connection.node_id)
             self._on_ack(connection, event)
             self._confirm(connection)
         elif isinstance(event, Nacked):
+            self._arrived(connection, event.nonce)
             connection.time_of(event.type_url).nacked = now
             self._metrics.rejected(event.type_url, connection.node_id)
             _log.warning(
@@ -396,6 +402,11 @@ class XdsServer:
                 )
             connection.session.answer(event, self._answer(connection, event))
 
+    def _arrived(self, connection: Connection, nonce: str) -> None:
+        ticket = connection.under_way.pop(nonce, None)
+        if ticket is not None:
+            self._throttle.leave(*ticket)
+
     def _confirm(self, connection: Connection) -> None:
         if connection.unconfirmed_since is not None and connection.session.settled:
             self._metrics.convergence.observe(time.monotonic() - connection.unconfirmed_since)
@@ -407,17 +418,18 @@ class XdsServer:
             await connection.wake.wait()
             connection.wake.clear()
             while not self._closing.is_set():
-                await self._throttle.room()
+                if not session.displacing:
+                    await self._throttle.room()
                 response = session.poll()
                 if response is None:
                     break
                 began = time.monotonic()
-                size = len(response.data)
-                ticket = self._throttle.enter(size)
-                try:
-                    await _send(context, response.data)
-                finally:
-                    self._throttle.leave(ticket, size)
+                # It counts until the client answers: gRPC says "written" when the message is in its own buffers. Who
+                # has not answered the last one counts for nothing more: a client that never does holds others up once.
+                ticket = None if connection.under_way else self._throttle.enter(len(response.data))
+                if ticket is not None:
+                    connection.under_way[response.nonce] = (ticket, len(response.data))
+                await _send(context, response.data)
                 self._metrics.send_time.observe(time.monotonic() - began)
                 self._metrics.sent(response)
                 connection.time_of(response.type_url).sent = time.time()

@@ -52,6 +52,11 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits()
 
 
+#: gRPC keeps a stream's last message until the next one is written. A message of so many bytes is followed by an empty
+#: one, lest a thousand streams hold a route table each for as long as nothing changes.
+KEPT_BYTES: Final = 64 << 10
+
+
 def _no_queries(_: str) -> bool:
     return False
 
@@ -91,6 +96,8 @@ class Session(ABC):
         self._fresh_clusters: dict[str, None] = {}
         #: Endpoints to say again because their cluster was said; kept for an EDS subscription that comes later.
         self._endpoints_due: dict[str, None] = {}
+        #: The type of the last response, if nobody should keep that: see :data:`KEPT_BYTES`.
+        self._kept: Channel | None = None
         self._replies: deque[Response] = deque()
         self._reply_nonce: dict[str, str] = {}
         #: ``Node`` message of the client, None until its first request.
@@ -200,22 +207,44 @@ class Session(ABC):
             return self._replies.popleft()
         if self._view is None:
             return None
+        response = self._say(self._view) or self._displace()
+        if response is not None:
+            large = response.resources and len(response.data) >= KEPT_BYTES
+            self._kept = self._channels[response.type_url] if large else None
+        return response
+
+    def _say(self, view: View) -> Response | None:
+        """What there is to say about the view."""
         for channel in self._order:
             if channel.pending or channel.answer_due or channel.retry_due:
                 if self._must_wait(channel):
                     continue
-                response = self._add(channel, self._view)
+                response = self._add(channel, view)
                 if response is not None:
                     self._released = False
                     return response
         if not self.blocked:
             for channel in reversed(self._order):
                 if channel.pending:
-                    response = self._remove(channel, self._view)
+                    response = self._remove(channel, view)
                     if response is not None:
                         self._released = True  # removals wait for additions, not for each other
                         return response
             self._released = False
+        return None
+
+    @property
+    def displacing(self) -> bool:
+        """A small message may follow at once, so that gRPC lets go of a large one."""
+        return self._kept is not None
+
+    def _displace(self) -> Response | None:
+        """A response that says nothing, where the last one is large and such a response is harmless."""
+        channel, self._kept = self._kept, None
+        return None if channel is None else self._nothing(channel)
+
+    def _nothing(self, channel: Channel) -> Response | None:
+        """A response about no resource; None where that would mean something."""
         return None
 
     def _must_wait(self, channel: Channel) -> bool:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from controlplane.snapshot import encode
+from controlplane.snapshot import Resource, encode
 from controlplane.snapshot.resource import from_bytes
 from controlplane.snapshot.urls import ADDRESS, CLUSTER
 from controlplane.xds.events import Acked, Nacked, ProtocolError, Stale
-from controlplane.xds.session import Limits
+from controlplane.xds.session import KEPT_BYTES, Limits
 from tests.support.xds import Conversation, FakeView, Said, cluster, endpoints, listener, routes, snapshot
 from underpass.api import envoy
 
@@ -426,3 +426,37 @@ def test_a_refused_cluster_does_not_hold_routes_up() -> None:
     assert c.hear() is None
     c.ask("C", nonce=said.nonce, error="x: no")
     assert [said.type for said in c.hear_all()] == ["R"]
+
+
+def large_cluster() -> Resource:
+    return encode(CLUSTER, "large", envoy.Cluster(name="large", alt_stat_name="x" * KEPT_BYTES))
+
+
+def test_a_large_response_is_followed_by_one_that_says_nothing() -> None:
+    """gRPC keeps a stream's last message: it should not be a route table, on thousands of streams."""
+    view = FakeView(snapshot(large_cluster()))
+    c = talk(view)
+    c.ask("C")
+    large = heard(c.hear())
+    assert large.brief == ("C", ["large"], [])
+    assert c.session.displacing
+    nothing = heard(c.hear())
+    assert nothing.brief == ("C", [], [])
+    assert not c.session.displacing
+    assert c.hear() is None, "it is not large itself"
+    for said in (large, nothing):
+        assert c.ask("C", nonce=said.nonce) == [Acked(CLUSTER, said.nonce, said.version)]
+    assert c.session.settled
+    c.ask("C", ["absent"])
+    assert list(heard(c.hear()).removed) == ["absent"]
+    assert c.hear() is None, "a small response needs none"
+
+
+def test_news_displaces_a_large_response_as_well() -> None:
+    view = FakeView(snapshot(large_cluster(), endpoints("a", 1)))
+    c = talk(view)
+    c.ask("C")
+    c.ask("E", ["a"])
+    assert heard(c.hear()).brief == ("C", ["large"], [])
+    assert heard(c.hear()).brief == ("E", ["a"], [])
+    assert c.hear() is None

@@ -80,3 +80,41 @@ def test_a_waiter_that_is_cancelled_loses_its_place_only() -> None:
         await asyncio.wait_for(second, 1)
 
     asyncio.run(run())
+
+
+def test_while_others_read_one_waits_longer_than_patience() -> None:
+    """A thousand clients, each served soon after the last: the ones at the end must not all be let in at once."""
+
+    async def run() -> tuple[int, float]:
+        throttle, most = Throttle(limit=10, patience=0.05, least=0), 0
+
+        async def writer() -> None:
+            nonlocal most
+            await throttle.room()
+            ticket = throttle.enter(10)
+            most = max(most, throttle.in_flight)
+            await asyncio.sleep(0.01)
+            throttle.leave(ticket, 10)
+
+        began = time.monotonic()
+        await asyncio.gather(*(writer() for _ in range(30)))
+        return most, time.monotonic() - began
+
+    most, took = asyncio.run(run())
+    assert took > 0.05, "longer than patience"
+    assert most <= 50, "a few more than there is room for, never all"
+
+
+def test_a_writer_that_gives_up_takes_nobodys_place() -> None:
+    async def run() -> None:
+        throttle = Throttle(limit=10, patience=5, least=0)
+        ticket = throttle.enter(10)
+        gone = asyncio.ensure_future(throttle.room())
+        waiting = asyncio.ensure_future(throttle.room())
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        throttle.leave(ticket, 10)
+        await asyncio.wait_for(waiting, 1)
+
+    asyncio.run(run())
