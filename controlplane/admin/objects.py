@@ -100,7 +100,10 @@ async def _status(store: Store) -> dict[str, Any]:
         "leads": status.leads,
     }
     if status.available:
-        found["replicas"] = await store.replicas()
+        try:
+            found["replicas"] = await store.replicas()
+        except StoreError as error:  # it was lost just now, and this page is the first to notice
+            found |= {"available": False, "reason": str(error)}
     return found
 
 
@@ -112,7 +115,7 @@ def _listed(store: Store, query: Mapping[str, str]) -> dict[str, Any]:
         if any(query[part] != getattr(key, part) for part in ("kind", "namespace", "name") if part in query):
             continue
         stored = decode(entry.value)
-        held = documents(entry)
+        held = documents(entry, stored)
         items.append(
             {
                 "kind": key.kind,

@@ -92,9 +92,8 @@ def same(one: Stored, other: Stored) -> bool:
     return (one.data, one.file, one.line, dict(one.lines)) == (other.data, other.file, other.line, dict(other.lines))
 
 
-def documents(entry: Entry) -> tuple[RawDocument, ...]:
-    """The documents of a value: one of an envelope, those of its YAML otherwise. Never raises."""
-    stored = decode(entry.value)
+def documents(entry: Entry, stored: Stored | None) -> tuple[RawDocument, ...]:
+    """The documents of a value: one of its envelope (*stored*), those of its YAML otherwise. Never raises."""
     if stored is not None:
         return (RawDocument(stored.file, stored.line, stored.data, stored.lines),)
     label = f"etcd:{entry.key}"

@@ -207,10 +207,12 @@ class Replica:
 
     async def _publish(self) -> None:
         entries = self._follower.entries
+        # What did not change keeps its file, also when everything was listed anew: it is not converted again.
+        order = self._files if entries.keys() == self._files.keys() else sorted(entries)
         files = {}
-        for key, entry in sorted(entries.items()):
-            known = self._files.get(key)
-            files[key] = known if known is not None and known[0] is entry else (entry, _file(entry))
+        for key in order:
+            known, entry = self._files.get(key), entries[key]
+            files[key] = known if known is not None and known[0] == entry else (entry, _file(entry))
         self._files = files
         self._snapshot = Snapshot({key: file for key, (_, file) in files.items()})
         async with self._news:
@@ -316,4 +318,4 @@ def _file(entry: Entry) -> File:
     stored = layout.decode(entry.value)
     # Equal on all replicas, and after each restart: an object's age decides which of two rules a host.
     at = stored.at if stored is not None else 0
-    return File(entry.key, (at * 1_000_000_000, entry.modified, entry.created), layout.documents(entry))
+    return File(entry.key, (at * 1_000_000_000, entry.modified, entry.created), layout.documents(entry, stored))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import ssl
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,12 +31,20 @@ def b64(text: str) -> str:
 
 
 class EtcdProcess:
-    """One member; a context manager. ``tls`` is (certificate, key, authority of clients)."""
+    """One member; a context manager. ``tls`` is (certificate, key, authority of clients); ``peers``: see `cluster`."""
 
-    def __init__(self, directory: Path, *flags: str, tls: tuple[Path, Path, Path] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *flags: str,
+        tls: tuple[Path, Path, Path] | None = None,
+        name: str = "one",
+        peers: Mapping[str, int] | None = None,
+    ) -> None:
         self.directory = directory
         self.port = free_port()
-        self._peer = free_port()
+        self._name = name
+        self._peers = peers or {name: free_port()}
         self._flags = flags
         self.tls = tls
         self._process: subprocess.Popen[bytes] | None = None
@@ -52,9 +62,15 @@ class EtcdProcess:
         return (self.directory / "etcd.log").read_text(errors="replace")
 
     def start(self) -> None:
+        self.spawn()
+        self.wait()
+
+    def spawn(self) -> None:
+        """Begin; a member of several listens only once a majority of them has begun."""
         scheme = "https" if self.tls else "http"
-        client, peer = f"{scheme}://{self.address}", f"http://127.0.0.1:{self._peer}"
-        command = ["etcd", "--name", "one", "--data-dir", str(self.data), "--unsafe-no-fsync"]
+        client, peer = f"{scheme}://{self.address}", f"http://127.0.0.1:{self._peers[self._name]}"
+        members = ",".join(f"{name}=http://127.0.0.1:{port}" for name, port in self._peers.items())
+        command = ["etcd", "--name", self._name, "--data-dir", str(self.data), "--unsafe-no-fsync"]
         command += ["--listen-client-urls", client, "--advertise-client-urls", client]
         command += [
             "--listen-peer-urls",
@@ -62,7 +78,7 @@ class EtcdProcess:
             "--initial-advertise-peer-urls",
             peer,
             "--initial-cluster",
-            f"one={peer}",
+            members,
         ]
         command += ["--log-outputs", "stderr", "--logger", "zap", *self._flags]
         if self.tls:
@@ -73,6 +89,10 @@ class EtcdProcess:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD")}
         with (self.directory / "etcd.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def wait(self) -> None:
+        """Until it answers clients."""
+        assert self._process is not None
         deadline = time.monotonic() + 15
         while not self._listens():
             assert self._process.poll() is None, self.log
@@ -142,3 +162,20 @@ class EtcdProcess:
         if self._process is not None and self._process.poll() is None:
             self.resume()
             self.kill()
+
+
+@contextlib.contextmanager
+def cluster(directory: Path, size: int = 3) -> Iterator[list[EtcdProcess]]:
+    """Members of one etcd, all of them answering."""
+    peers = {f"member{number}": free_port() for number in range(size)}
+    members = []
+    for name in peers:
+        (directory / name).mkdir()
+        members.append(EtcdProcess(directory / name, name=name, peers=peers))
+    with contextlib.ExitStack() as stack:
+        for member in members:
+            member.spawn()
+            stack.callback(member.__exit__)
+        for member in members:
+            member.wait()
+        yield members

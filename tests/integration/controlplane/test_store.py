@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import urllib.error
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,10 +15,13 @@ from typing import Any
 
 import pytest
 
+from controlplane.snapshot.urls import ROUTE
 from tests.support import shop
+from tests.support.ads import AdsStream
 from tests.support.certificates import Authority
 from tests.support.controlplane import ControlPlaneProcess, wait_for
-from tests.support.etcd import EtcdProcess, b64, free_port
+from tests.support.etcd import EtcdProcess, b64, cluster, free_port
+from underpass.api import envoy
 from underpass.cli import app
 from underpass.cli.errors import FAILED, OK, UNREACHABLE, USAGE
 
@@ -85,6 +89,14 @@ def weight(plane: ControlPlaneProcess) -> int:
     return -1
 
 
+def shares(response: Any) -> list[int]:
+    """The weights of the one split that a response has."""
+    [table] = [envoy.RouteConfiguration.FromString(item.resource.value) for item in response.resources]
+    routes = [route for host in table.virtual_hosts for route in host.routes]
+    [found] = [route.route.weighted_clusters.clusters for route in routes if route.route.HasField("weighted_clusters")]
+    return [cluster.weight.value for cluster in found]
+
+
 def store(plane: ControlPlaneProcess) -> Any:
     return plane.json("/api/v1/store")
 
@@ -111,12 +123,20 @@ def test_every_replica_serves_a_change_within_a_second(
     ids = [plane.json("/api/v1/config/history")["revisions"][0]["id"] for plane in pair]
     assert ids[0] == ids[1], "a revision's name is its content"
 
-    shop.write(Path(rules), shop.rules(70))
-    assert config(two, "apply", "-f", rules) == OK
-    began = time.monotonic()
-    for plane in pair:
-        wait_for("the change is in force", lambda plane=plane: weight(plane) == 70, 1.0)
-    assert time.monotonic() - began < 1.0
+    with AdsStream(one.xds, delta=True) as first, AdsStream(two.xds, delta=True) as second:
+        for stream in (first, second):
+            request = envoy.DeltaDiscoveryRequest(type_url=ROUTE, resource_names_subscribe=["80"])
+            request.node.id = "sidecar~10.0.0.1~client.default~default.svc.cluster.local"
+            stream.send(request)
+            response = stream.recv()
+            assert shares(response) == [10, 90]
+            stream.ack(response)
+        shop.write(Path(rules), shop.rules(70))
+        began = time.monotonic()
+        assert config(two, "apply", "-f", rules) == OK
+        assert shares(first.recv()) == [70, 30], "the other replica's client"
+        assert shares(second.recv()) == [70, 30]
+        assert time.monotonic() - began < 1.0
     capsys.readouterr()
     assert config(two, "apply", "-f", rules) == OK
     assert capsys.readouterr().out == "VirtualService default/greeter unchanged\n"
@@ -253,6 +273,74 @@ def test_a_lost_store_takes_nothing_away_and_what_was_missed_is_made_up_for(
     wait_for("the other one leads", lambda: store(other)["leads"], 4.0)
     assert config(other, "replicas") == OK
     assert "leads" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_members_come_and_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with cluster(tmp_path) as members, ExitStack() as stack:
+        by_address = {member.address: member for member in members}
+        url = f"etcd://{','.join(by_address)}/mesh"
+        one, two = (stack.enter_context(replica(tmp_path, name, url)) for name in ("one", "two"))
+        services, rules = write(tmp_path)
+        assert config(one, "apply", "-f", services, "-f", rules) == OK
+
+        def change(share: int) -> None:
+            shop.write(Path(rules), shop.rules(share))
+            assert config(one, "apply", "-f", rules) == OK
+            for plane in (one, two):
+                wait_for("the change is in force", lambda plane=plane: weight(plane) == share, 5.0)
+
+        change(20)
+        lost = by_address[store(one)["member"]]
+        lost.kill()
+        wait_for("another member is spoken to", lambda: by_address[store(one)["member"]] is not lost)
+        wait_for("it answers", lambda: store(one)["available"])
+        change(30)
+
+        second = next(member for member in members if member is not lost)
+        second.kill()
+        for plane in (one, two):  # one member is left: it answers connections, and has no leader
+            wait_for("there is no majority", lambda plane=plane: not store(plane)["available"], 20.0)
+            assert config(plane, "apply", "-f", rules) == UNREACHABLE
+            assert weight(plane) == 30
+        second.spawn()
+        lost.spawn()
+        for plane in (one, two):
+            wait_for("there is a majority again", lambda plane=plane: store(plane)["available"], 20.0)
+        change(60)
+        assert "Traceback" not in one.log + two.log
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_the_leader_lets_old_revisions_go_and_is_missed_when_it_dies(tmp_path: Path, etcd: EtcdProcess) -> None:
+    url = f"etcd://{etcd.address}/mesh"
+    flags = ("--store-compact", "0.02")
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(replica(tmp_path, name, url, *flags)) for name in ("one", "two"))
+        wait_for("one leads", lambda: store(one)["leads"] or store(two)["leads"])
+        leader, other = (one, two) if store(one)["leads"] else (two, one)
+        services, rules = write(tmp_path)
+        assert config(one, "apply", "-f", services) == OK
+        revision = int(etcd.call("kv/range", key=b64("x"))["header"]["revision"])
+        for share in (10, 20, 30):
+            shop.write(Path(rules), shop.rules(share))
+            assert config(other, "apply", "-f", rules) == OK
+
+        def gone() -> bool:
+            try:
+                etcd.call("kv/range", key=b64("x"), revision=revision)
+            except urllib.error.HTTPError as error:
+                return "compacted" in error.read().decode()
+            return False
+
+        wait_for("what is old is gone", gone)
+        assert leader.stop(number=signal.SIGKILL) == -signal.SIGKILL
+        began = time.monotonic()
+        wait_for("the other one leads", lambda: store(other)["leads"], 15.0)
+        assert time.monotonic() - began < 11.0
+        assert weight(other) == 30
+        assert store(other)["relists"] == 0
 
 
 @pytest.mark.slow

@@ -42,23 +42,23 @@ def test_an_envelope_keeps_what_it_is_given(data: Any, file: str, line: int, lin
     found = decode(encode(stored))
     assert found == stored
     assert same(stored, Stored(data, file, line, lines, at + 1))
-    [document] = documents(Entry("k", encode(stored), 1, 1))
+    [document] = documents(Entry("k", encode(stored), 1, 1), stored)
     assert (document.data, document.file, document.line, document.lines) == (data, file, line, lines)
 
 
 @given(st.binary() | values.map(lambda value: json.dumps(value).encode()))
 def test_any_value_gives_documents(value: bytes) -> None:
-    assert isinstance(documents(Entry("k", value, 1, 1)), tuple)
+    assert isinstance(documents(Entry("k", value, 1, 1), decode(value)), tuple)
 
 
 def test_values_of_others() -> None:
-    [document] = documents(Entry("VirtualService/a/b", b"kind: X\n", 1, 1))
+    [document] = documents(Entry("VirtualService/a/b", b"kind: X\n", 1, 1), None)
     assert (document.file, document.line, document.data) == ("etcd:VirtualService/a/b", 1, {"kind": "X"})
-    [document] = documents(Entry("k", b"\xff", 1, 1))
+    [document] = documents(Entry("k", b"\xff", 1, 1), None)
     assert document.error is not None
     assert document.error[0] == "not-utf8"
     later = encode(Stored({}, "f", 1)).replace(b'"underpass":1', b'"underpass":2')
-    [document] = documents(Entry("k", later.replace(b'{"at"', b'{"at"'), 1, 1))
+    [document] = documents(Entry("k", later, 1, 1), decode(later))
     assert document.error is not None
     assert document.error[0] == "unknown-form"
     for broken in ('{"underpass":1}', '{"underpass":1,"data":{},"file":1,"line":1,"at":0,"lines":{}}'):
