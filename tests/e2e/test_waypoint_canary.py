@@ -25,7 +25,7 @@ from underpass.lab.state import State
 NAME = f"y{os.getpid()}"
 GRPC_PORT = 9090
 GREETER = "registry.example.com/test/greeter"
-CALLS, STREAMS, HEALTH = 1000, 500, 300
+CALLS, STREAMS, HEALTH = 1000, 400, 300
 V1, V2 = "greeter-v1", "greeter-v2"
 
 pytestmark = [pytest.mark.needs("envoy"), pytest.mark.timeout(180)]
@@ -117,7 +117,7 @@ def _state() -> Iterator[State]:
     command = ["env", f"PYTHONPATH={repository()}", sys.executable, "-m", "tests.support.grpc_canary", "--serve"]
     command += [f"$(UNDERPASS_ADDRESS):{GRPC_PORT}", "$(UNDERPASS_WORKLOAD)"]
     lab_file = SourceFile("lab.yaml", "lab.yaml", json.dumps({"images": {GREETER: command}}))
-    _, state = lab.up(_files(), lab_file, Options(NAME, waypoint=True), lambda _line: None)
+    _, state = lab.up(_files(), lab_file, Options(NAME, dual_stack=True, waypoint=True), lambda _line: None)
     try:
         wait_for("Envoy is ready", lambda: waypoint(state)["state"] == "ready", 30, 0.1)
         yield state
@@ -161,12 +161,17 @@ def test_a_canary_by_method_and_the_health_route_in_the_kernel(state: State, cal
     assert caller.ask("Unknown") == {"UNIMPLEMENTED: Method not found!": 1}
     assert counters.read(state.nodes).since(before).kernel == 0
 
-    health = ProbeClient(NAME, "shop/web", "greeter", 80)
+    health = probe_of("shop/web")
     try:
         wait_for("the kernel has wires for it", lambda: in_kernel(state, health, 20) == 20, 20, 0.1)
         assert in_kernel(state, health, HEALTH) == HEALTH
     finally:
         health.close()
+
+
+def probe_of(workload: str) -> ProbeClient:
+    """Over IPv4, as the endpoints are: the kernel does not translate one family into the other."""
+    return ProbeClient(NAME, workload, address(workload, "AF_INET"), 80, "greeter")
 
 
 def in_kernel(state: State, probe: ProbeClient, count: int) -> int:
@@ -177,11 +182,18 @@ def in_kernel(state: State, probe: ProbeClient, count: int) -> int:
     return counters.read(state.nodes).since(before).kernel
 
 
-def punted(state: State, workload: str, tmp_path: Path) -> tuple[int, str]:
+def address(workload: str, family: str) -> str:
+    """What the service's name is for a workload."""
+    code = f"import socket; print(socket.getaddrinfo('greeter', 80, socket.{family})[0][4][0])"
+    argv, env = lab.exec_command(NAME, workload, [sys.executable, "-c", code])
+    return subprocess.run(argv, env=env, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+
+def punted(workload: str, tmp_path: Path, family: str = "AF_INET") -> tuple[int, str]:
     """The status of a request that is not for the kernel to judge, and who answered or why not."""
     order = tmp_path / "order.json"
     text = "GET /a%20b HTTP/1.1\r\nHost: greeter\r\n\r\n"
-    order.write_text(json.dumps({"host": "greeter", "port": 80, "requests": [{"send": text}]}))
+    order.write_text(json.dumps({"host": address(workload, family), "port": 80, "requests": [{"send": text}]}))
     client = str(repository() / "tests/support/keepalive_client.py")
     argv, env = lab.exec_command(NAME, workload, [sys.executable, client, str(order)])
     (answer,) = json.loads(subprocess.run(argv, env=env, check=True, capture_output=True, timeout=30).stdout)
@@ -194,9 +206,10 @@ def test_who_sees_something_else_is_not_envoys(state: State, caller: Caller, tmp
     assert set(caller.ask("Hello")) <= {V1, V2}
     (apart,) = waypoint(state)["apart"]
     assert apart != waypoint(state)["view"]
-    assert punted(state, "shop/web", tmp_path) == punted(state, "shop/also", tmp_path) == (200, "envoy")
-    assert punted(state, "shop/odd", tmp_path) == (501, "path-not-normal")
-    probe = ProbeClient(NAME, "shop/odd", "greeter", 80)
+    for family in ("AF_INET", "AF_INET6"):
+        assert punted("shop/web", tmp_path, family) == punted("shop/also", tmp_path, family) == (200, "envoy")
+        assert punted("shop/odd", tmp_path, family) == (501, "path-not-normal")
+    probe = probe_of("shop/odd")
     try:
         wait_for("the kernel has wires for it", lambda: in_kernel(state, probe, 20) == 20, 20, 0.1)
         assert probe.run(run=50, target="/healthz?call=")["workloads"] == {V2: 50}
@@ -205,7 +218,7 @@ def test_who_sees_something_else_is_not_envoys(state: State, caller: Caller, tmp
 
 
 def test_killed_it_comes_back_and_the_health_route_does_not_notice(state: State, caller: Caller) -> None:
-    health = ProbeClient(NAME, "shop/web", "greeter", 80)
+    health = probe_of("shop/web")
     try:
         wait_for("the kernel has wires for it", lambda: in_kernel(state, health, 20) == 20, 20, 0.1)
         assert set(caller.ask("Hello")) <= {V1, V2}

@@ -43,7 +43,7 @@ def serve(address: str, name: str) -> None:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{name} is not in the mood: 50 % done")
         raise AssertionError("abort raises")
 
-    handlers = {
+    handlers: dict[str, Any] = {
         "Hello": grpc.unary_unary_rpc_method_handler(hello),
         "Watch": grpc.unary_stream_rpc_method_handler(watch),
         "Chat": grpc.stream_stream_rpc_method_handler(chat),
