@@ -7,6 +7,7 @@ call has a deadline, so that a member that is stopped, not dead, is noticed too.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from controlplane.store.errors import Compacted, StoreDenied, StoreError, StoreU
 from controlplane.store.follow import Event, Listing, Response
 from controlplane.store.layout import Entry
 from underpass.api import etcd
+
+Stamps = tuple[tuple[int, int], ...]
 
 #: An answer takes at most so long, seconds; a member that needs longer is as good as none.
 DEADLINE: Final = 4.0
@@ -94,7 +97,8 @@ class Etcd:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[str, tuple[Stamps, grpc.aio.Channel]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._current = 0
         self._token = ""
 
@@ -106,8 +110,9 @@ class Etcd:
     async def close(self) -> None:
         """End all connections."""
         channels, self._channels = list(self._channels.values()), {}
-        for channel in channels:
+        for _, channel in channels:
             await channel.close()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     # --- reads --------------------------------------------------------------------------------------------------------
 
@@ -237,11 +242,19 @@ class Etcd:
     # --- calls --------------------------------------------------------------------------------------------------------
 
     def _channel(self) -> grpc.aio.Channel:
-        member = self.member
-        found = self._channels.get(member)
-        if found is None:
-            found = self._channels[member] = self._connect(member)
-        return found
+        """The channel to the member that is spoken to; a new one when the TLS files were renewed meanwhile."""
+        member, stamps = self.member, _stamps(self._settings)
+        known = self._channels.get(member)
+        if known is not None and known[0] == stamps:
+            return known[1]
+        channel = self._connect(member)
+        self._channels[member] = (stamps, channel)
+        if known is not None:
+            # What is under way on the old one may end; a watch does not, and is made again on the new one.
+            task = asyncio.create_task(known[1].close(DEADLINE))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        return channel
 
     def _connect(self, member: str) -> grpc.aio.Channel:
         settings = self._settings
@@ -338,6 +351,18 @@ class Etcd:
                 self._current = (member + 1) % len(self._settings.members)
             return StoreUnavailable(what, said, "start it; reconnecting goes on by itself")
         return StoreError(f"the store {self._settings} failed", f"{code.name}: {said}", "see etcd's log")
+
+
+def _stamps(settings: StoreSettings) -> Stamps:
+    """What tells that a TLS file was renewed; a file that is missing just now is as it was never there."""
+    found: list[tuple[int, int]] = []
+    for name in (settings.ca, settings.cert, settings.key):
+        try:
+            about = os.stat(name) if name else None
+        except OSError:
+            about = None
+        found.append((about.st_mtime_ns, about.st_ino) if about is not None else (0, 0))
+    return tuple(found)
 
 
 def _secret(file: str) -> str:

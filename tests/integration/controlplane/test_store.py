@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 import urllib.error
@@ -407,6 +408,9 @@ def test_tls_and_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     authority = Authority(tmp_path)
     server = authority.issue("server", x509.IPAddress(ip_address("127.0.0.1")))
     client = authority.issue("client", x509.DNSName("underpass"))
+    mine = (tmp_path / "mine.pem", tmp_path / "mine-key.pem")
+    for source, target in zip(client, mine, strict=True):
+        shutil.copy(source, target)
     with EtcdProcess(tmp_path, "--auth-token-ttl", "1", "--bcrypt-cost", "4", tls=(*server, authority.ca)) as etcd:
         etcd.call("auth/user/add", name="root", password="admin")
         etcd.call("auth/role/add", name="root")
@@ -420,7 +424,7 @@ def test_tls_and_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
         password = tmp_path / "password"
         password.write_text("wrong\n")
-        url = f"etcds://{etcd.address}/mesh?ca={authority.ca}&cert={client[0]}&key={client[1]}"
+        url = f"etcds://{etcd.address}/mesh?ca={authority.ca}&cert={mine[0]}&key={mine[1]}"
         flags = ("--store-user", "underpass", "--store-password-file", str(password))
         with pytest.raises(AssertionError, match="refuses user underpass"):
             replica(tmp_path, "wrong", url, *flags).start()
@@ -435,6 +439,11 @@ def test_tls_and_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
             assert config(two, "apply", "-f", rules) == OK
             for plane in (one, two):
                 wait_for("the change is in force", lambda plane=plane: weight(plane) == 60, 2.0)
+            # Its certificate is renewed, as a certificate manager does it: nobody has to start anything again.
+            renewed = authority.issue("renewed", x509.DNSName("underpass"))
+            for source, target in zip(renewed, mine, strict=True):
+                shutil.copy(source, target.with_suffix(".new"))
+                target.with_suffix(".new").replace(target)
             etcd.kill()
             etcd.start()  # which knows none of the tokens that it gave out
             for plane in (one, two):
