@@ -261,6 +261,8 @@ class _Explainer:
             if record.view and (name == key or name.partition("/")[2] == key):
                 found[name] = record.view
                 self._number, self._own = number, record
+                if record.flags & n.WF_APART:
+                    self._home = "underpass-home"
         if len(found) != 1:
             known = sorted({text.partition(" ")[0] for text in self._names[NameKind.WORKLOAD].values()})
             why = f"{len(found)} workloads have this name" if found else "no enrolled workload here has this name"

@@ -36,8 +36,9 @@ class RouteCount:
     """A route and its requests.
 
     kernel: decided in the kernel. home: served by underpass-home; refused: of those, the ones it answered itself with
-    an error. waypoint: left to the home peer where that is an Envoy. punts: why requests were left to the home peer,
-    by reason. `where` is who decides it by configuration, `reason` and `features` why that is not the kernel.
+    an error. waypoint: left to the home peer where that is an Envoy, and not served by underpass-home (for workloads
+    that keep to it, or while Envoy was away). punts: why requests were left to the home peer, by reason. `where` is who
+    decides it by configuration, `reason` and `features` why that is not the kernel.
     """
 
     id: int
@@ -202,7 +203,7 @@ def routes_of(maps: Mapping[str, Map]) -> list[RouteCount]:
                 route.source,
                 kernel=sum(row.kernel for row in rows),
                 home=served.requests,
-                waypoint=sum(punts.get(number, {}).values()) if envoy else 0,
+                waypoint=max(0, sum(punts.get(number, {}).values()) - served.requests) if envoy else 0,
                 refused=served.refused,
                 punts=punts.get(number, {}),
             )

@@ -73,7 +73,7 @@ def rows(
         for route in routes
     ]
     if refused or any(unrouted.values()):
-        waypoint = sum(unrouted.values()) if envoy else 0
+        waypoint = max(0, sum(unrouted.values()) - refused) if envoy else 0
         row = RouteRow("", UNROUTED, "", "", _NOBODY, home=refused, waypoint=waypoint, refused=refused)
         found.append(replace(row, punts=dict(unrouted)))
     return found

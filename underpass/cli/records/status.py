@@ -317,7 +317,9 @@ def _waypoint(told: Mapping[str, Any]) -> str:
     state = "ready" if told["state"] == "ready" else str(told["state"]).upper()
     pid = f" (pid {told['pid']})" if told.get("pid") else ""
     reason = f": {told['reason']}" if told.get("reason") else ""
-    return f"Envoy {state}{pid}{reason}, restarted {told.get('restarts', 0)} times"
+    view = f", sees with {told['view']}" if told.get("view") else ""
+    apart = f"; keep to underpass-home: {', '.join(told['apart'])}" if told.get("apart") else ""
+    return f"Envoy {state}{pid}{reason}, restarted {told.get('restarts', 0)} times{view}{apart}"
 
 
 def _tally(states: Iterable[str]) -> str:

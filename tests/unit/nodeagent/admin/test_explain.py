@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nodeagent.abi.numbers import WF_APART
+from nodeagent.abi.records import Config, Workload
 from nodeagent.admin import explain
 from nodeagent.admin.explain import ExplainError
 from nodeagent.bpf.fake import FakeKernel
@@ -58,6 +61,15 @@ def test_what_goes_to_no_endpoint(
 ) -> None:
     found = ask(node, method, url, *headers)
     assert (found.outcome, found.reason) == (outcome, reason)
+
+
+def test_the_home_peer_is_envoy_but_not_for_a_workload_apart_from_it(node: Node) -> None:
+    node.maps["config"].update(bytes(4), Config(home_kind=1).pack())
+    assert ask(node, "GET", "http://shop/w/x").home == "envoy"
+    number = next(iter(node.intent.enrolled.values())).to_bytes(4, "little")
+    record = Workload.unpack(node.maps["workloads"].lookup(number) or b"")
+    node.maps["workloads"].update(number, replace(record, flags=WF_APART).pack())
+    assert ask(node, "GET", "http://shop/w/x").home == "underpass-home"
 
 
 def test_questions_without_an_answer(node: Node, tmp_path: Path) -> None:

@@ -75,6 +75,10 @@ def test_where_an_envoy_is_the_home_peer_punts_are_the_waypoints(node: Node) -> 
     node.maps["punt_stats"].update(PuntKey(regex, Reason.ROUTE_REGEX).pack(), (2).to_bytes(8, "little"))
     found = {route.route: route for route in telemetry.read_routes(node.bpffs, node.kernel)}
     assert found["boundary"].waypoint == 2 * node.kernel.cpus
+    # some of them were underpass-home's: of workloads that keep to it, or while Envoy was away
+    node.maps["home_stats"].update(regex.to_bytes(4, "little"), HomeStat(1, 0).pack())
+    found = {route.route: route for route in telemetry.read_routes(node.bpffs, node.kernel)}
+    assert (found["boundary"].home, found["boundary"].waypoint) == (1, 2 * node.kernel.cpus - 1)
 
 
 def test_counters_endpoints_interfaces(node: Node) -> None:

@@ -70,6 +70,8 @@ def test_requests_without_a_route_have_a_row(tmp_path: Path) -> None:
     assert (row["kernel"], row["home"], row["waypoint"], row["punts"]) == (0, 2, 0, {"upgrade": 9})
     assert row["source"] == {"kind": "", "name": "", "namespace": "", "rule": -1, "file": "", "line": 0}
     assert by_route(records.document(rows(node, envoy=True)))[records.UNROUTED]["waypoint"] == 9
+    # what home refused was not Envoy's
+    assert by_route(records.document(rows(node, refused=2, envoy=True)))[records.UNROUTED]["waypoint"] == 7
 
 
 def test_punts_are_the_waypoints_where_the_home_peer_is_an_envoy(tmp_path: Path) -> None:

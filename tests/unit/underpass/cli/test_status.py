@@ -171,6 +171,11 @@ def test_a_policy_that_nothing_enforces_is_a_problem_and_never_just_a_remark() -
         ({"state": "off"}, None, None),
         ({"state": "ready", "pid": 7, "restarts": 1}, "Envoy ready (pid 7), restarted 1 times", None),
         (
+            {"state": "ready", "pid": 7, "restarts": 0, "view": "a/web/1a", "apart": ["a/x/2b", "a/y/3c"]},
+            "Envoy ready (pid 7), restarted 0 times, sees with a/web/1a; keep to underpass-home: a/x/2b, a/y/3c",
+            None,
+        ),
+        (
             {"state": "waiting", "reason": "killed by SIGKILL", "pid": 0, "restarts": 2},
             "Envoy WAITING: killed by SIGKILL, restarted 2 times",
             "node-1: the waypoint is waiting: killed by SIGKILL",
