@@ -86,5 +86,11 @@ def test_what_is_not_there_is_an_error_that_says_what_to_do(
         assert "next: underpass config history" in error
         assert "\x1b" not in error
     assert config(plane, "diff") == USAGE
+    capsys.readouterr()
+    assert config(plane, "apply", "-f", str(plane.config / "rules.yaml")) == USAGE
+    assert "edit its files, or start it with --store" in capsys.readouterr().err
+    assert config(plane, "delete", "VirtualService/greeter") == USAGE
+    assert config(plane, "replicas") == OK
+    assert "no store" in capsys.readouterr().out
     plane.stop()
     assert config(plane, "history") == UNREACHABLE

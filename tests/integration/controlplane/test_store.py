@@ -194,6 +194,36 @@ def test_what_would_be_rejected_is_not_stored_and_a_version_is_a_guard(
     assert f"{rules}:1" in capsys.readouterr().out
 
 
+def test_more_than_one_request_takes(tmp_path: Path, empty: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = empty
+    many = tmp_path / "many"
+    many.mkdir()
+    for part in range(3):
+        rules = [shop.rules(10, name=f"s{part}-{number}") for number in range(120)]  # more than one transaction
+        padding = "# what a request takes is counted in bytes\n" * 8000
+        (many / f"{part}.yaml").write_text("---\n".join((padding, *rules)))
+    broken = (many / "2.yaml").read_text() + "---\nkey: [\n"
+    (many / "2.yaml").write_text(broken)
+    assert config(one, "apply", "-f", str(many)) == FAILED
+    assert capsys.readouterr().out.endswith("nothing was written\n")
+    assert store(one)["objects"] == 0, "the parts that are good were not written before the last was judged"
+    (many / "2.yaml").write_text(broken.removesuffix("---\nkey: [\n"))
+    assert config(one, "apply", "-f", str(many), "--dry-run") == OK
+    assert store(one)["objects"] == 0
+    assert config(one, "apply", "-f", str(many), "-o", "json") == OK
+    capsys.readouterr()
+    wait_for("the other has them all", lambda: store(two)["objects"] == 360)
+    assert config(two, "get", "VirtualService", "-n", "default", "-o", "json") == OK
+    out = capsys.readouterr().out
+    assert len(json.loads(out)["objects"]) == 360
+    assert config(two, "delete", "-f", str(many)) == OK
+    wait_for("nothing is left", lambda: store(one)["objects"] == 0)
+    assert config(two, "get", "VirtualService/s0-1") == FAILED
+    assert config(two, "get", "-o", "xml") == USAGE
+    assert config(two, "delete") == USAGE
+    assert config(two, "delete", "VirtualService") == USAGE
+
+
 def test_what_others_write_is_judged_too(shared: tuple[EtcdProcess, Pair], empty: Pair) -> None:
     etcd, pair = shared[0], empty
     key = "/mesh/config/VirtualService/default/greeter"
