@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format soak fuzz clean setup kernel bpffs debs-build debs-test debs-bench
+.PHONY: help demo test bench lint format soak fuzz clean setup kernel bpffs debs-build debs-test debs-bench debs-guest debs-kernels
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,9 @@ DEBS_BUILD := clang-19 llvm-19 bpftool libbpf-dev libelf-dev zlib1g-dev gcc libc
 	python3 python3-venv curl ethtool iptables
 DEBS_TEST := clang-format-19 libclang-rt-19-dev etcd-server tcpdump nginx-light wrk
 DEBS_BENCH := nginx-light haproxy wrk
+# Other kernels to try the data path on, emulated. Where they cannot be had, tests/e2e/test_other_kernels.py skips and says so.
+DEBS_GUEST := qemu-system-x86 busybox-static linux-image-amd64
+DEBS_KERNELS := linux-image-6.12-amd64
 
 # $(call debs,PACKAGES): install those which are missing. Only then is apt needed, and root.
 define debs
@@ -34,7 +37,7 @@ help: ## say what there is
 demo: setup ## the tour: a mesh on this machine, from YAML to kernel counters, in a minute
 	@$(BIN)/underpass demo $(ARGS)
 
-test: setup debs-test ## all tests that this machine can run, tier by tier; says what it skipped and why
+test: setup debs-test debs-guest ## all tests that this machine can run, tier by tier; says what it skipped and why
 	@$(BIN)/python -m tests.support.run $(ARGS)
 
 bench: setup debs-bench ## measure none, kernel, envoy, haproxy and the control plane; tables and bench/results/*.json
@@ -54,7 +57,7 @@ format: setup debs-test ## rewrite files the way lint wants them
 	@$(BIN)/ruff format --quiet .
 	@$(C_FILES) | xargs -0 -r clang-format-19 -i
 
-soak: setup debs-test ## the long-running tests: random traffic over a lossy link, restarts, edits under load
+soak: setup debs-test debs-guest debs-kernels ## the long-running tests: random traffic over a lossy link, other kernels, edits under load
 	@$(BIN)/python -m pytest tests -m slow --timeout 3600 $(ARGS)
 
 fuzz: setup debs-test ## libFuzzer on the C core (ARGS='--seconds 60')
@@ -76,6 +79,12 @@ debs-test:
 
 debs-bench:
 	@$(call debs,$(DEBS_BENCH))
+
+debs-guest:
+	@if [[ $$(uname -m) == x86_64 ]]; then ( $(call debs,$(DEBS_GUEST)) ) || echo "goes on without another kernel to boot"; fi
+
+debs-kernels:
+	@if [[ $$(uname -m) == x86_64 ]]; then ( $(call debs,$(DEBS_KERNELS)) ) || echo "goes on without that kernel"; fi
 
 # The first interpreter of at least 3.11 that can make a virtual environment.
 $(STAMP): pyproject.toml | debs-build

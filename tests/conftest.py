@@ -10,6 +10,8 @@ from hypothesis import Phase, settings
 from tests.support.tiers import SKIP_PREFIX, TIER_NEEDS, Unavailable, require
 
 TESTS = Path(__file__).parent
+# An emulated machine (tests/support/guest.py) is that many times slower than what timeouts are written for.
+PATIENCE = int(os.environ.get("UNDERPASS_TEST_PATIENCE", "1"))
 
 # No deadlines: two shared cores. CI repeats itself, so that what it says of a change is about the change; everybody
 # else, and `make soak`, look in new places each time. Explaining a failure may take minutes longer than finding it.
@@ -33,6 +35,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.needs(*needs))
             item.add_marker(pytest.mark.root)
             item.add_marker(tier)
+        if PATIENCE > 1:
+            told = item.get_closest_marker("timeout")
+            seconds = told.args[0] if told is not None and told.args else item.config.getini("timeout")
+            item.add_marker(pytest.mark.timeout(float(seconds) * PATIENCE), append=False)
 
 
 @pytest.hookimpl(tryfirst=True)

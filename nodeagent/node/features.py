@@ -350,8 +350,12 @@ class Report:
             return "none"
         return NEWER_OBJECT if self._has("kernel-context") else OLDER_OBJECT
 
+    def state_of(self, key: str) -> State:
+        """A feature's state. KeyError."""
+        return {row.feature.key: row.answer.state for row in self.rows}[key]
+
     def _has(self, key: str) -> bool:
-        return any(row.feature.key == key and row.answer.state is State.YES for row in self.rows)
+        return self.state_of(key) is State.YES
 
     def require(self, *, but: Iterable[str] = ()) -> None:
         """Raises MissingFeaturesError when the data path cannot run; but: keys that are about to be tried otherwise."""

@@ -50,6 +50,7 @@ def whys(repairs: list[Repair]) -> dict[str, str]:
     return {repair.slot: repair.why for repair in repairs}
 
 
+@pytest.mark.needs("tcx")
 def test_everything_is_attached_where_it_belongs(node: LittleNode) -> None:
     found = links(node)
     assert set(found) == {slot.name for slot in programs.SLOTS}
@@ -63,6 +64,7 @@ def test_everything_is_attached_where_it_belongs(node: LittleNode) -> None:
     assert workload_id(node.loaded.maps["cgroup_workload"], node.pods["client"].cgroup) == 7
 
 
+@pytest.mark.needs("tcx")
 def test_what_others_detach_is_put_back(node: LittleNode) -> None:
     found = links(node)
     for name in ("connect4", "pod_egress"):

@@ -55,6 +55,8 @@ from nodeagent.rules.standing import standing_reply
 HOME_PORT, SERVICE_PORT, SERVER_PORT = 15001, 80, 8080
 VIP4, VIP6 = "10.96.7.1", "fd00:96::71"
 TABLE, VIEW = 1, 1
+PATIENCE = int(os.environ.get("UNDERPASS_TEST_PATIENCE", "1"))
+"""How many times longer than usual to wait for processes: an emulated machine (guest.py) is some twenty times slower."""
 _NUMBERS = itertools.count()
 _LIVE, _WILD, _ANY, _IGNORE_PORT = 1, 2, 4, 8
 
@@ -182,7 +184,7 @@ class LittleNode:
         pod.children.append(child)
         return child
 
-    def run(self, pod: Pod, command: Sequence[str], timeout: float = 60) -> str:
+    def run(self, pod: Pod, command: Sequence[str], timeout: float = 60 * PATIENCE) -> str:
         """Runs a command as the enrolled workload; its output. Fails with it."""
         child = self.spawn(pod, command, enrolled=True)
         output, _ = child.communicate(timeout=timeout)
@@ -199,7 +201,7 @@ class LittleNode:
     @staticmethod
     def await_port(ns: str, host: str, port: int) -> None:
         """Until something listens there."""
-        for _ in range(200):
+        for _ in range(200 * PATIENCE):
             with inside(Path("/run/netns") / ns):
                 probe = socket.socket()
             with probe:
@@ -316,7 +318,7 @@ class LittleNode:
         command += self.home_arguments
         with self.home_log.open("ab") as log:
             self.home = subprocess.Popen(command, stdout=log, stderr=log)
-        for _ in range(200):
+        for _ in range(200 * PATIENCE):
             if (self.paths.run / "home.json").exists() and self.status()["pid"] == self.home.pid:
                 return
             assert self.home.poll() is None, self.home_log.read_text()
@@ -333,7 +335,7 @@ class LittleNode:
         else:
             self.home.terminate()
         try:
-            self.home.wait(10)
+            self.home.wait(10 * PATIENCE)
         except subprocess.TimeoutExpired:
             self.home.kill()
             self.home.wait()

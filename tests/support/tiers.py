@@ -133,10 +133,35 @@ def _nft() -> None:
         raise Unavailable("nft", "no `nft` in PATH", "apt-get install nftables", required=False)
 
 
+def _node() -> None:
+    if shutil.which("node") is None:
+        # One of several readers of HTTP behind the smuggling corpus; the others are tried without it.
+        raise Unavailable("node", "no `node` in PATH", "apt-get install nodejs", required=False)
+
+
 def _shared() -> None:
     if not (shared() / "istio" / "bookinfo").is_dir():
         # The product and its own tests do not need it; never a failure.
         raise Unavailable("shared", f"no Istio samples under {shared()}", "set UNDERPASS_SHARED", required=False)
+
+
+def _tcx() -> None:
+    from nodeagent.bpf import features
+    from nodeagent.bpf.errors import UnsupportedFeatureError
+
+    try:
+        features.tcx()
+    except UnsupportedFeatureError as missing:
+        raise Unavailable("tcx", str(missing), "use a kernel of at least 6.6", required=False) from missing
+
+
+def _guest(series: str) -> Callable[[], None]:
+    def probe() -> None:
+        from tests.support.guest import available  # which imports this module
+
+        available(series)
+
+    return probe
 
 
 PROBES: dict[str, Callable[[], None]] = {
@@ -148,6 +173,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "tap": _tap,
     "envoy": _envoy,
     "nft": _nft,
+    "node": _node,
     "etcd": _command("etcd", "etcd", "etcd-server"),
     "nginx": _command("nginx", "nginx", "nginx-light"),
     "wrk": _command("wrk", "wrk", "wrk"),
@@ -155,6 +181,9 @@ PROBES: dict[str, Callable[[], None]] = {
     "clang": _command("clang", "clang-19", "clang-19"),
     "tcpdump": _command("tcpdump", "tcpdump", "tcpdump"),
     "shared": _shared,
+    "tcx": _tcx,
+    "kernel-6.1": _guest("6.1"),
+    "kernel-6.12": _guest("6.12"),
 }
 
 
