@@ -9,7 +9,7 @@ from nodeagent.cache.decode import filter_metadata, is_ip, leftovers, parse, sou
 from nodeagent.cache.outliers import outlier_of
 from nodeagent.cache.resources import Assignment, Balance, Cluster, ClusterKind, Endpoint, Locality
 from nodeagent.errors import ResourceError
-from nodeagent.rules.model import Hashed
+from nodeagent.rules.model import Hashed, Limit
 from underpass.api import envoy
 
 _KINDS: Final = {
@@ -100,7 +100,8 @@ def decode_cluster(body: bytes) -> Cluster:
     kind = ClusterKind.OTHER if message.HasField("cluster_type") else _KINDS.get(message.type, ClusterKind.OTHER)
     extra = leftovers(message, _HARMLESS, _FEATURES)
     balance, more = _balance(message)
-    extra += more + _limits(message) + _transport(message) + _protocol(message)
+    limit, limits = _limits(message)
+    extra += more + limits + _transport(message) + _protocol(message)
     locality_weighted, more = _locality(message.common_lb_config)
     extra += more
     outlier, more = outlier_of(message)
@@ -129,6 +130,8 @@ def decode_cluster(body: bytes) -> Cluster:
         hashed=hashed,
         panic=_panic(message.common_lb_config),
         outlier=outlier,
+        limit=limit,
+        retry_budget=any(threshold.HasField("retry_budget") for threshold in message.circuit_breakers.thresholds),
     )
 
 
@@ -174,17 +177,25 @@ def _balance(message: Any) -> tuple[Balance, list[str]]:
     return balance, extra
 
 
-def _limits(message: Any) -> list[str]:
-    """Circuit breakers that limit something.
+def _limits(message: Any) -> tuple[Limit | None, list[str]]:
+    """Circuit breakers that limit something: what home keeps to, and the name of what nobody here does.
 
-    Envoy's own default (1,024) applies when nothing is set; that is no wish of a user, so it is not counted.
+    Envoy's own defaults (1,024, and 3 retries) apply when nothing is set; that is no wish of a user, so it is not
+    counted. Queues before connections, and so limits of either, are the waypoint's; so is the class for high priority.
     """
-    limits = []
+    limit, extra = Limit(message.name), []
     for threshold in message.circuit_breakers.thresholds:
-        for name in ("max_connections", "max_pending_requests", "max_requests"):
-            if threshold.HasField(name) and getattr(threshold, name).value != _NO_LIMIT:
-                limits.append("circuit-breaker")
-    return limits
+        asked = {
+            name: int(getattr(threshold, name).value)
+            for name in ("max_connections", "max_pending_requests", "max_requests", "max_retries")
+            if threshold.HasField(name) and getattr(threshold, name).value != _NO_LIMIT
+        }
+        if threshold.priority:
+            extra += ["circuit-breaker"] if asked else []
+            continue
+        limit = replace(limit, requests=asked.pop("max_requests", -1), retries=asked.pop("max_retries", -1))
+        extra += ["circuit-breaker"] if asked else []
+    return (limit if limit != Limit(message.name) else None), extra
 
 
 def _transport(message: Any) -> list[str]:

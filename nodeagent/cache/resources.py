@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from nodeagent.rules.model import NO_RULE, DirectReply, Hashed, Redirect, Retry, Rule
+from nodeagent.rules.model import NO_RULE, DirectReply, Hashed, Limit, Redirect, Retry, Rule
 
 
 class PathKind(StrEnum):
@@ -296,7 +296,8 @@ class Cluster:
     """A cluster. `hashed`: how its ring or Maglev table is made.
 
     For EDS `eds_name` names its assignment, else `assignment` holds the endpoints. `panic`: percent of usable endpoints
-    below which their health is not believed; 0: it always is.
+    below which their health is not believed; 0: it always is. `limit`: of requests and retries; `retry_budget`: a share
+    of the requests limits its retries instead.
     """
 
     name: str
@@ -312,6 +313,8 @@ class Cluster:
     hashed: Hashed | None = None
     panic: int = 50
     outlier: Outlier | None = None
+    limit: Limit | None = None
+    retry_budget: bool = False
 
 
 Value = Listener | RouteConfiguration | Cluster | Assignment

@@ -20,6 +20,7 @@ from nodeagent.bpf.abc import Map
 from nodeagent.bpf.errors import BpfError
 from nodeagent.core.decide import Decider, Decision
 from nodeagent.core.libcore import Core, HeadReader, ResponseReader
+from nodeagent.home.budgets import Budgets
 from nodeagent.home.choice import Chooser
 from nodeagent.home.commands import (
     Arm,
@@ -78,6 +79,7 @@ class Clients:
         self._core, self._decider, self._stats = core, decider, stats
         self._reader = HeadReader(core)
         self._chooser = Chooser(decider)
+        self._budgets = Budgets()
         self.mirrors = Mirrors(loop, pods, core, decider)
         self._listeners: list[socket.socket] = []
         self._standby: set[bytes] = set()  # ports that are ours only while no Envoy has them
@@ -206,14 +208,15 @@ class Clients:
             lambda: self._decider.decide(self._reader, client.table),
             framing,
             self._core.reason_name,
-            exchanges(self._reader, framing, self._chooser, address_text(client.key[:16])),
+            exchanges(
+                self._reader, framing, self._chooser, address_text(client.key[:16]), self._budgets.of(client.workload)
+            ),
             elsewhere(self._decider),
             client.key[34:36] in self._standby,
         )
         return client.relay
 
     def _client_gone(self, client: Client) -> None:
-        client.gone = True
         if client.relay is not None:
             self._run(client, client.relay.client_gone())
         self._forget_client(client)
@@ -321,7 +324,7 @@ class Clients:
                 assert isinstance(command.decision, Decision)
                 queue.extend(self._open(client, command.decision, command.fresh))
             elif isinstance(command, Release):
-                self._release(client, command.reusable)
+                self._release(client, command)
             elif isinstance(command, Close):
                 self._close(client, command.abort)
             elif isinstance(command, Arm):
@@ -479,13 +482,13 @@ class Clients:
                 raise BlockingIOError from None  # nothing more to do for this event
             return 0
 
-    def _release(self, client: Client, reusable: bool) -> None:
+    def _release(self, client: Client, command: Release) -> None:
         leg, client.leg = client.leg, None
         if leg is None:
             return
-        self._judge(client, leg)
+        self._judge(client, leg, command.blame)
         kept = self._legs.setdefault(leg.pair, [])
-        if not reusable or leg.out.pending or len(kept) >= _LEGS_KEPT:
+        if not command.reusable or leg.out.pending or len(kept) >= _LEGS_KEPT:
             self._drop_leg(leg)
             return
         leg.client, leg.served = None, True
@@ -493,12 +496,12 @@ class Clients:
         kept.append(leg)
         self._watch_leg(leg, IN)
 
-    def _judge(self, client: Client, leg: Leg) -> None:
+    def _judge(self, client: Client, leg: Leg, blame: bool) -> None:
         """Tells the kernel how the endpoint answered, for outlier detection."""
         status = client.framing.status if client.framing is not None and leg.connected else 0
         if status < 200:
-            if client.gone or leg.served:
-                return  # it might have answered; or it only closed a connection that it had kept for long enough
+            if leg.served or not blame:
+                return  # it closed what it had kept for long enough, or might have answered
             status = 0
         self._control.health(leg.pair[1], status)
 

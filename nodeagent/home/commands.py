@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nodeagent.rules.model import Rule
@@ -145,9 +145,13 @@ class Open:
 
 @dataclass(slots=True)
 class Release:
-    """The connection to the endpoint is no longer needed. reusable: it stands between two requests."""
+    """The connection to the endpoint is no longer needed. reusable: it stands between two requests.
+
+    blame: it is the endpoint's doing if it has not answered; not when the client gave up, or sent what is no body.
+    """
 
     reusable: bool
+    blame: bool = field(default=True, compare=False)
 
 
 @dataclass(slots=True)

@@ -34,11 +34,10 @@ class Leg:
 
 
 class Client:
-    """One home connection. key: its tuple as the pod sees it; framing: of responses; gone: its end does not listen."""
+    """One home connection. key: its tuple as the pod sees it; framing: of responses."""
 
     __slots__ = (
-        "clocks", "deadline", "framing", "gone", "key", "leg", "lingering", "mask", "out", "relay", "sock", "table",
-        "workload",
+        "clocks", "deadline", "framing", "key", "leg", "lingering", "mask", "out", "relay", "sock", "table", "workload",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, key: bytes) -> None:
@@ -48,7 +47,7 @@ class Client:
         self.out: Outlet | None = None
         self.leg: Leg | None = None
         self.workload = self.table = 0
-        self.lingering = self.gone = False
+        self.lingering = False
         self.framing: ResponseReader | None = None
         self.deadline = 0.0
         self.clocks: dict[str, Timer] | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeagent.abi.numbers import Reason
+from nodeagent.home.budgets import Budget, Budgets
 from nodeagent.home.commands import Arm, Chosen, Command, Copy, Disarm, Forward, Framing, Open, Release, Send
 from nodeagent.home.hashing import request_hash
 from nodeagent.rules import edit
@@ -87,6 +88,7 @@ class Exchange:
         choose: Choose,
         name: Callable[[int], str],
         random: Callable[[], float],
+        budget: Budget | None = None,
     ) -> None:
         self._rule, self._request, self._decision, self._framing = rule, request, decision, framing
         self._choose, self._name, self._random = choose, name, random
@@ -107,6 +109,9 @@ class Exchange:
         self._hashed: Hashed | None = None
         self._hash = 0
         self._cookie = ""  # made for the hash, and told with the response
+        self._budget = Budgets().of(0) if budget is None else budget
+        self._limit = next((item for item in rule.limits if item.number == decision.cluster), None)
+        self._asking = self._retrying = False  # what of the budget this request has
 
     # ---- the beginning ----
 
@@ -298,6 +303,12 @@ class Exchange:
         self._reused = reused
         self._held.clear()
         self._framing.begin(self._request.head_only)
+        if self._limit is not None and not self._asking:
+            if not self._budget.take_request(self._limit):
+                # never tried again, whatever the policy says: it would only add to what is too much
+                lines = [_TEXT, (b"x-envoy-overloaded", b"true"), (b"x-underpass-reason", b"overflow")]
+                return [Release(True, blame=False), *self._unavailable("overflow", "overflow", lines)]
+            self._asking = True
         data = edit.render(self._start, self._lines) + bytes(self._kept or b"")
         self._bound()
         return [Forward(data)]
@@ -310,12 +321,35 @@ class Exchange:
     def _again(self, conditions: frozenset[str] | set[str]) -> list[Command] | None:
         """Another attempt if the policy has one of the conditions and attempts left; None: none."""
         retry = self._rule.retry
+        self._settle(retry=True)
         if retry is None or self._answered or self._kept is None or self._tries > retry.attempts:
             return None
         if conditions.isdisjoint(retry.on):
             return None
+        if self._limit is not None:
+            if not self._budget.take_retry(self._limit):
+                return None
+            self._retrying = True
+            self._settle()
         self.state = State.PAUSE
         return [Release(False), Arm("pause", self._pause(retry))]
+
+    def _settle(self, *, retry: bool = False) -> None:
+        """Gives the budget of the request back, or that of a retry whose outcome is known."""
+        if self._limit is None:
+            return
+        if retry and self._retrying:
+            self._budget.give_retry(self._limit)
+            self._retrying = False
+        elif not retry and self._asking:
+            self._budget.give_request(self._limit)
+            self._asking = False
+
+    def _over(self, state: State) -> None:
+        """Nothing more is to come."""
+        self.state = state
+        self._settle()
+        self._settle(retry=True)
 
     def _pause(self, retry: Retry) -> float:
         return self._random() * min(retry.ceiling, retry.base * (1 << min(self._tries - 1, 20)))
@@ -424,7 +458,7 @@ class Exchange:
         if not self._framing.over:
             return send
         self.close = self._framing.closing
-        self.state = State.DONE
+        self._over(State.DONE)
         return [*send, Disarm(), Release(exact and not self.close and self._whole)]
 
     def eof(self) -> list[Command]:
@@ -432,7 +466,8 @@ class Exchange:
         if self.state is not State.EXCHANGE:
             return []
         if self._answered and self._framing.until_close:
-            self.close, self.state = True, State.DONE
+            self.close = True
+            self._over(State.DONE)
             return [Disarm(), Release(False)]
         again = self._rule.retry is not None and not _ANY_RESET.isdisjoint(self._rule.retry.on)
         if self._reused and not self._spared and not self._held and self._replayable and not again:
@@ -449,19 +484,19 @@ class Exchange:
     def gone(self) -> list[Command]:
         """The client has given up."""
         holding = self.state in (State.OPENING, State.EXCHANGE)
-        self.state = State.CUT
-        return [Disarm(), Release(False)] if holding else [Disarm()]
+        self._over(State.CUT)
+        return [Disarm(), Release(False, blame=False)] if holding else [Disarm()]
 
     def _cut(self) -> list[Command]:
-        self.state = State.CUT
+        self._over(State.CUT)
         return [Disarm(), Release(False)]
 
     # ---- answers of our own ----
 
-    def _unavailable(self, reason: str, name: str) -> list[Command]:
+    def _unavailable(self, reason: str, name: str, lines: list[edit.Line] | None = None) -> list[Command]:
         text = "retried and the latest reset reason: " if self._tries > 1 else "reset reason: "
-        lines = [_TEXT, (b"x-underpass-reason", name.encode())]
-        return self._reply(503, lines, (_BEFORE + text + reason).encode())
+        own = lines or [_TEXT, (b"x-underpass-reason", name.encode())]
+        return self._reply(503, own, (_BEFORE + text + reason).encode())
 
     def _refuse(self, status: int, name: str) -> list[Command]:
         return self._reply(status, [_TEXT, (b"x-underpass-reason", name.encode())], f"underpass: {name}\n".encode())
@@ -474,6 +509,7 @@ class Exchange:
         if levels and self._cors and self._rule.cors is not None:
             for name, value in edit.cors_lines(self._rule.cors, self._cors, preflight=False):
                 lines = edit.put(lines, name, value)
-        self.close, self.state = self._request.close, State.DONE
+        self.close = self._request.close
+        self._over(State.DONE)
         data = edit.reply(status, lines, body, close=self.close, head_only=self._request.head_only)
         return [Disarm(), self._send(data)]

@@ -151,7 +151,7 @@ class Relay:
         if self._exchange is not None:
             self._answered = self._answered or self._exchange.sent > 0
             return self._exchange.gone()
-        return [Release(False)] if self.state in (State.OPENING, State.EXCHANGE) else []
+        return [Release(False, blame=False)] if self.state in (State.OPENING, State.EXCHANGE) else []
 
     def client_passed(self, size: int) -> list[Command]:
         """That many bytes of the body went to the endpoint without being shown here (spliced); at most `left`."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from nodeagent.core.decide import Decider, Decision
 from nodeagent.core.libcore import FLAG_CLOSE, HeadReader
+from nodeagent.home.budgets import Budget
 from nodeagent.home.choice import Chooser
 from nodeagent.home.commands import Chosen, Framing, ParsedHead
 from nodeagent.home.exchange import Exchange, Request
@@ -41,13 +42,13 @@ def elsewhere(decider: Decider) -> Elsewhere:
     return find
 
 
-def exchanges(reader: HeadReader, framing: Framing, chooser: Chooser, source: str) -> Begin:
-    """What a relay makes exchanges with. source: the client's address."""
+def exchanges(reader: HeadReader, framing: Framing, chooser: Chooser, source: str, budget: Budget) -> Begin:
+    """What a relay makes exchanges with. source: the client's address; budget: its workload's."""
 
     def begin(judged: bytes, head: ParsedHead, chunked: bool, decision: Chosen) -> Exchange:
         assert decision.rule is not None
         request = request_of(reader, judged, head, chunked, source.encode())
         name = reader.core.reason_name
-        return Exchange(decision.rule, request, decision, framing, chooser.choose, name, random.random)
+        return Exchange(decision.rule, request, decision, framing, chooser.choose, name, random.random, budget)
 
     return begin

@@ -12,7 +12,7 @@ from nodeagent.abi.numbers import Lb
 from nodeagent.cache.resources import Assignment, Balance, Cluster, ClusterKind, Endpoint, Outlier
 from nodeagent.errors import CapacityError
 from nodeagent.intent.loads import groups, spread
-from nodeagent.rules.model import Hashed
+from nodeagent.rules.model import Hashed, Limit
 
 _BALANCE: Final = {
     Balance.ROUND_ROBIN: Lb.ROUND_ROBIN,
@@ -46,6 +46,8 @@ class ClusterDraft:
     resting: tuple[Target, ...] = ()
     outlier: Outlier | None = None
     members: frozenset[str] = frozenset()
+    limit: Limit | None = None
+    retry_budget: bool = False
 
     @property
     def balance(self) -> str:
@@ -86,8 +88,9 @@ def draft(cluster: Cluster, assignment: Assignment | None, ejected: frozenset[st
                 resting = _resting(endpoints, targets, ejected)
     found = tuple(dict.fromkeys(features))
     return ClusterDraft(
-        cluster.name, lb or Lb.ROUND_ROBIN, targets, found, cluster.hashed, resting, cluster.outlier, _members(own)
-    )
+        cluster.name, lb or Lb.ROUND_ROBIN, targets, found, cluster.hashed, resting, cluster.outlier, _members(own),
+        cluster.limit, cluster.retry_budget,
+    )  # fmt: skip
 
 
 def _targets(assignment: Assignment, cluster: Cluster, ejected: frozenset[str]) -> tuple[tuple[Target, ...], int]:

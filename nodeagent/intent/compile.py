@@ -212,8 +212,13 @@ class _Writer:
             refused += [f"{action.not_found_code} for a cluster that does not exist"] if missing else []
         drafts = [view.clusters[c.name] for c in route.clusters if c.name in view.clusters]
         hashed = tuple(draft_.hashed for draft_ in drafts if draft_.hashed is not None)
-        rule = replace(route.rule, hashed=hashed, hash_on=route.rule.hash_on if hashed else ())
+        limits = tuple(draft_.limit for draft_ in drafts if draft_.limit is not None)
+        rule = replace(route.rule, hashed=hashed, hash_on=route.rule.hash_on if hashed else (), limits=limits)
         own = [*route.features, *(draft_.balance for draft_ in drafts if draft_.hashed is not None)]
+        own += ["max-requests"] if any(limit.requests >= 0 for limit in limits) else []
+        refused += ["mirror-max-requests" for d in mirrored if d.limit is not None and d.limit.requests >= 0]
+        if not f.idle(rule.retry):
+            refused += ["retry-budget" for draft_ in drafts if draft_.retry_budget]
         if problem := own and homerules.problem(rule):
             refused += ["capacity", problem]
         found = tuple(dict.fromkeys([*own, *refused]))
@@ -413,7 +418,7 @@ class _Writer:
         """The key of a route's rule, which is written; 0 when that cannot be."""
         rule = info.rule
         named = {d.cluster for d in rule.destinations} | {m.cluster for m in rule.mirrors}
-        named |= {h.cluster for h in rule.hashed}
+        named |= {h.cluster for h in rule.hashed} | {limit.cluster for limit in rule.limits}
         numbers = {name: self._cluster_id(view, name) for name in named}
         known = {name: number for name, number in numbers.items() if number is not None}
         entries = self._entries[Table.RULES]

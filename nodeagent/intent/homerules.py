@@ -10,7 +10,7 @@ from typing import Final
 from nodeagent.abi import numbers as n
 from nodeagent.abi.records import HomeRule
 from nodeagent.intent.model import Where
-from nodeagent.rules.model import NO_RULE, Destination, Hashed, Mirror, Rule
+from nodeagent.rules.model import NO_RULE, Destination, Hashed, Limit, Mirror, Rule
 from nodeagent.rules.text import encode, key_of
 
 #: The longest number of a cluster, for judging a rule's length before its clusters have numbers.
@@ -43,11 +43,15 @@ def numbered(rule: Rule, number: Callable[[str], int]) -> Rule:
     def hashed(item: Hashed) -> Hashed:
         return replace(item, cluster="", number=number(item.cluster))
 
+    def limit(item: Limit) -> Limit:
+        return replace(item, cluster="", number=number(item.cluster))
+
     return replace(
         rule,
         destinations=tuple(destination(item) for item in rule.destinations),
         mirrors=tuple(mirror(item) for item in rule.mirrors),
         hashed=tuple(hashed(item) for item in rule.hashed),
+        limits=tuple(limit(item) for item in rule.limits),
     )
 
 

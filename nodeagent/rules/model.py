@@ -187,6 +187,16 @@ class Hashed:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """How many requests and retries of one workload a destination takes at once; -1: any number."""
+
+    cluster: str = ""
+    requests: int = -1
+    retries: int = -1
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Redirect:
     """Answer with another place. Empty, 0 and None keep what the request says; `rewrite` changes its path."""
 
@@ -231,6 +241,7 @@ class Rule:
     direct: DirectReply | None = None
     hash_on: tuple[HashOn, ...] = ()
     hashed: tuple[Hashed, ...] = ()
+    limits: tuple[Limit, ...] = ()
 
 
 NO_RULE = Rule()

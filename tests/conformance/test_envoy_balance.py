@@ -6,15 +6,21 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any, Final
 
 import pytest
 
 from nodeagent.cache.clusters import decode_cluster
+from nodeagent.core.decide import Decision
+from nodeagent.core.libcore import Core, ResponseReader
 from nodeagent.health.outlier import Detector, Run, Watch, What
+from nodeagent.home.budgets import Budgets
+from nodeagent.home.commands import Send
+from nodeagent.home.exchange import Exchange, Request
 from nodeagent.intent.clusters import draft
+from nodeagent.rules.model import Rule
 from tests.conformance.test_home_rules import _HTTP, _TYPE
 from tests.support.backends import free_port
 from tests.support.envoy_process import EnvoyProcess
@@ -88,7 +94,8 @@ def limited(percent: int, one: bool) -> dict[str, Any]:
 
 def clusters() -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
     out = {f"out-{percent}-{int(one)}": ([place(0, "hhhh")], limited(percent, one)) for percent, one, _ in LIMITS}
-    return {**CASES, **out}
+    few = {"circuit_breakers": {"thresholds": [{"max_requests": 1}]}}
+    return {**CASES, **out, "few": ([place(0, "h")], few)}
 
 
 def cluster(name: str, port: int) -> dict[str, Any]:
@@ -121,13 +128,15 @@ def serve(listener: socket.socket) -> None:
 
 
 def answer(connection: socket.socket) -> None:
-    """Says its address; 503 where the header x-bad names it."""
+    """Says its address; 503 where the header x-bad names it, after a while with x-slow."""
     own = connection.getsockname()[0].encode()
     bad = False
     with connection, connection.makefile("rb") as stream:
         while line := stream.readline():
             if line.lower().startswith(b"x-bad:"):
                 bad = own in line.split(b":")[1].strip().split(b",")
+            if line.lower().startswith(b"x-slow:"):
+                threading.Event().wait(0.5)
             if line == b"\r\n":
                 status = b"503 Bad" if bad else b"200 OK"
                 connection.sendall(b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s" % (status, len(own), own))
@@ -225,3 +234,39 @@ def test_as_many_are_out_as_in_an_envoy(oracle: Oracle, percent: int, one: bool,
     theirs = oracle.out(name)
     assert theirs <= set(bad)
     assert len(theirs) == len(ours), (percent, one, theirs, ours)
+
+
+def test_one_request_too_many(oracle: Oracle) -> None:
+    """What is answered to it, and that the one under way is not disturbed."""
+    value = decode_cluster(envoy.from_dict("Cluster", cluster("few", oracle.server)).SerializeToString())
+    assert value.limit is not None
+    budgets, core = Budgets(), Core()
+    request = Request(b"GET", b"/few/", b"/few/", ((b"host", b"a"),))
+    limit = replace(value.limit, number=3)
+    decision = Decision(0, cluster=3, endpoint=1)
+    ours = [
+        Exchange(
+            Rule(limits=(limit,)), request, decision, ResponseReader(core), lambda *_: decision, core.reason_name,
+            lambda: 0.0, budgets.of(1),
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    told = []
+    for exchange in ours:
+        exchange.begin()
+        told.append(b"".join(c.data for c in exchange.opened(reused=False) if isinstance(c, Send)))
+    with (
+        socket.create_connection(("127.0.0.1", oracle.port), 10) as first,
+        socket.create_connection(("127.0.0.1", oracle.port), 10) as second,
+    ):
+        first.sendall(b"GET /few/ HTTP/1.1\r\nhost: a\r\nx-slow: 1\r\n\r\n")
+        threading.Event().wait(0.2)
+        second.sendall(b"GET /few/ HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        theirs = second.makefile("rb").read()
+        assert first.recv(4096).startswith(b"HTTP/1.1 200 ")
+    assert told[0] == b"", "forwarded"
+    for answer_ in (theirs, told[1]):
+        head, _, body = answer_.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"x-envoy-overloaded: true" in head.lower()
+        assert body == theirs.partition(b"\r\n\r\n")[2]

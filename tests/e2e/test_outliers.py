@@ -17,6 +17,7 @@ from typing import Any, Self
 import pytest
 
 from nodeagent.telemetry.read import read_routes
+from tests.support.moody_server import SLOW_S
 from tests.support.tiers import repository
 from underpass.lab import counters, lab
 from underpass.lab.cli_files import read_file
@@ -63,6 +64,16 @@ spec:
     outlierDetection:
       {consecutive5xxErrors: 5, interval: 0.3s, baseEjectionTime: 1s, maxEjectionPercent: 100}
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: few, namespace: shop}
+spec: {selector: {app: stock}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: few, namespace: shop}
+spec: {host: few, trafficPolicy: {connectionPool: {http: {http2MaxRequests: 2}}}}
+---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: stock, namespace: shop}
@@ -101,11 +112,15 @@ class Log:
     """What a client of its own has been answered: (when, status, pod)."""
 
     target: str
+    host: str = "stock"
+    connections: int = 4
     rows: list[tuple[float, int, str]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         command = ["env", f"PYTHONPATH={repository()}", sys.executable, "-m", "tests.support.log_client"]
-        argv, env = lab.exec_command(NAME, "shop/web", [*command, "stock", "80", self.target, "4", "300"])
+        argv, env = lab.exec_command(
+            NAME, "shop/web", [*command, self.host, "80", self.target, str(self.connections), "300"]
+        )
         self._process = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._reader = Thread(target=self._read)
         self._reader.start()
@@ -194,3 +209,20 @@ def test_it_is_said(state: State) -> None:
     )
     nodes = json.loads(found.stdout)["nodes"]
     assert nodes[0]["ejections"][0]["ejections"] >= 1, nodes[0]["ejections"]
+
+
+def test_no_more_requests_at_once_than_a_destination_takes(state: State) -> None:
+    """`http2MaxRequests: 2` of a service whose answers take a while: home answers the rest."""
+    with Log("/slow", "few", 2) as log:
+        _until(lambda: len(log.rows) >= 6, 10, "answers")
+    assert {status for _, status, _ in log.rows} == {200}, "two at once are not too many"
+    with Log("/slow", "few", 5) as log:
+        _until(lambda: len(log.since(0)) and log.rows[-1][0] - log.rows[0][0] > 2.0, 10, "answers")
+    served = [when for when, status, _ in log.rows if status == 200]
+    refused = [body for _, status, body in log.rows if status == 503]
+    assert len(served) <= 2 * (log.rows[-1][0] - log.rows[0][0] + SLOW_S) / SLOW_S, "two at a time"
+    assert len(served) >= 10, "and no less"
+    assert refused
+    assert {body.rpartition("_")[2] for body in refused} == {"overflow"}
+    (route,) = [row for row in read_routes(BPFFS / "underpass" / state.nodes[0]) if row.host.startswith("few.")]
+    assert (route.where, route.features) == ("home", ("max-requests",))

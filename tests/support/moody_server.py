@@ -1,7 +1,7 @@
 """An HTTP/1.1 server that answers well or badly, as a directory says: ``moody_server PORT DIRECTORY``.
 
 ``DIRECTORY/POD`` holds the status that the server of that pod answers with; without the file it is 200. The body is the
-pod's name. One thread, connections are kept.
+pod's name. A target that begins with /slow takes a while. One thread, connections are kept.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+
+SLOW_S = 0.2
 
 
 def _status(mood: Path) -> str:
@@ -23,7 +25,9 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, moo
     body = mood.name.encode()
     try:
         while True:
-            await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b" /slow" in head:
+                await asyncio.sleep(SLOW_S)
             status = _status(mood)
             if status == "none":
                 writer.transport.abort()

@@ -10,6 +10,7 @@ from nodeagent.cache import store
 from nodeagent.cache.resources import Balance, ClusterKind, Forward, PathKind, StringKind
 from nodeagent.cache.store import Decoder, ViewCache
 from nodeagent.errors import ResourceError
+from nodeagent.rules.model import Limit
 from tests.support.resources import TYPES, Body, body, cached
 
 ROUTER = {"name": "r", "match": {"prefix": "/"}, "route": {"cluster": "a", "timeout": "0s"}}
@@ -190,6 +191,9 @@ def test_our_metadata_wins_over_istios() -> None:
     assert (sources[1].kind, sources[1].name, sources[1].rule) == ("VirtualService", "reviews", -1)
 
 
+QUEUE = {"max_requests": 6, "max_retries": 2, "max_connections": 3, "max_pending_requests": 4}
+
+
 def test_clusters() -> None:
     held = (
         cached(
@@ -198,6 +202,8 @@ def test_clusters() -> None:
                     {"name": "outbound|80|v1|a.b", "type": "EDS", "lb_policy": "MAGLEV", "outlier_detection": {}},
                     {"name": "limits", "type": "EDS", "circuit_breakers": {"thresholds": [{"max_requests": 5}]}},
                     {"name": "none", "type": "EDS", "circuit_breakers": {"thresholds": [{"max_requests": 4294967295}]}},
+                    {"name": "queue", "circuit_breakers": {"thresholds": [QUEUE]}},
+                    {"name": "budget", "circuit_breakers": {"thresholds": [{"retry_budget": {}}]}},
                     {"name": "through", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"},
                 ]
             }
@@ -207,8 +213,11 @@ def test_clusters() -> None:
     )
     first = held["outbound|80|v1|a.b"]
     assert (first.balance, first.host, first.unsupported) == (Balance.MAGLEV, "a.b", ("outlier-success-rate",))
-    assert held["limits"].unsupported == ("circuit-breaker",)
-    assert held["none"].unsupported == ()
+    assert (held["limits"].unsupported, held["limits"].limit) == ((), Limit("limits", requests=5))
+    assert (held["none"].unsupported, held["none"].limit) == ((), None)
+    assert held["queue"].unsupported == ("circuit-breaker",)
+    assert held["queue"].limit == Limit("queue", requests=6, retries=2)
+    assert held["budget"].retry_budget
     assert held["through"].kind is ClusterKind.ORIGINAL_DST
 
 

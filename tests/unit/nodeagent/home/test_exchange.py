@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given as given_values
+from hypothesis import strategies as st
 
 from nodeagent.core.libcore import Core, ResponseReader
+from nodeagent.home.budgets import Budgets
 from nodeagent.home.commands import Arm, Command, Copy, Disarm, Forward, Open, Release, Send
 from nodeagent.home.exchange import KEPT, Exchange, Request, State
 from nodeagent.rules.model import (
@@ -19,6 +22,7 @@ from nodeagent.rules.model import (
     DirectReply,
     Edits,
     Field,
+    Limit,
     Mirror,
     Origin,
     Placing,
@@ -410,3 +414,98 @@ def test_the_client_gives_up(make: Make) -> None:
     exchange = make(Rule(timeout=1.0))
     exchange.begin()
     assert exchange.gone() == [Disarm(), Release(False)]
+
+
+def test_a_destination_takes_so_many_requests_at_once(make: Make) -> None:
+    budgets = Budgets()
+    rule = Rule(retry=Retry(on=("5xx", "reset"), attempts=3), limits=(Limit(number=3, requests=1),))
+    first, second = make(rule), make(rule)
+    for exchange in (first, second):
+        exchange._budget = budgets.of(1)
+        exchange.begin()
+    assert first.opened(reused=False)[-1] == Forward(b"GET /a?q=1 HTTP/1.1\r\nHost: h:80\r\n\r\n")
+    told = second.opened(reused=False)
+    assert told[0] == Release(True), "the connection was not used"
+    assert second.state is State.DONE, "what is too much is not tried again"
+    head = next(command.data for command in told if isinstance(command, Send))
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nx-envoy-overloaded: true\r\n" in head
+    assert head.endswith(b"reset reason: overflow")
+    other = make(rule)
+    other._budget = budgets.of(2)
+    other.begin()
+    assert isinstance(other.opened(reused=False)[-1], Forward), "another workload has its own"
+    first.received(OK)
+    assert first.over
+    third = make(rule)
+    third._budget = budgets.of(1)
+    third.begin()
+    assert isinstance(third.opened(reused=False)[-1], Forward)
+    third.gone()
+    other.eof()
+    other.gone()
+    assert not budgets.requests
+
+
+def test_so_many_retries_are_under_way_at_once(make: Make) -> None:
+    budgets = Budgets()
+    rule = Rule(retry=Retry(on=("5xx",), attempts=2), limits=(Limit(number=3, retries=1),))
+    first, second = make(rule), make(rule)
+    for exchange in (first, second):
+        exchange._budget = budgets.of(1)
+        exchange.begin()
+        exchange.opened(reused=False)
+    assert first.received(BAD)[-1] == Arm("pause", 0.0125)
+    told = second.received(BAD)
+    assert second.state is State.DONE
+    assert any(isinstance(command, Send) and command.data.startswith(b"HTTP/1.1 503") for command in told)
+    # the outcome of the first one's retry is known: there is room again, for itself, too
+    first.timer("pause")
+    first.opened(reused=False)
+    assert first.received(BAD)[-1] == Arm("pause", 0.025)
+    assert sum(budgets.retries.values()) == 1
+    first.timer("pause")
+    first.opened(reused=False)
+    first.received(OK)
+    assert not budgets.retries
+    assert not budgets.requests
+
+
+@given_values(
+    st.lists(st.sampled_from(["ok", "bad", "eof", "gone", "timer", "opened", "failed", "timeout"]), max_size=14),
+    st.sampled_from([-1, 0, 1]),
+    st.sampled_from([-1, 0, 1]),
+)
+def test_whatever_happens_the_budget_is_given_back(
+    core: Core, happenings: list[str], requests: int, retries: int
+) -> None:
+    budgets, given_ = Budgets(), Given(core)
+    rule = Rule(timeout=9.0, retry=Retry(on=("5xx", "reset"), attempts=3), limits=(Limit("", requests, retries, 3),))
+    request = Request(b"GET", b"/", b"/", ((b"Host", b"h"),))
+    exchange = Exchange(
+        rule, request, Answer(), ResponseReader(core), given_.choose, core.reason_name, lambda: 0.5, budgets.of(1)
+    )
+    exchange.body(b"", True)
+    exchange.begin()
+    for happening in happenings:
+        if exchange.over:
+            break
+        if happening == "opened" and exchange.state is State.OPENING:
+            exchange.opened(reused=False)
+        elif happening == "failed" and exchange.state is State.OPENING:
+            exchange.failed("connect-failed")
+        elif happening in ("ok", "bad") and exchange.state is State.EXCHANGE:
+            exchange.received(OK if happening == "ok" else BAD)
+        elif happening == "eof":
+            exchange.eof()
+        elif happening == "timer":
+            exchange.timer("pause")
+        elif happening == "timeout":
+            exchange.timer("timeout")
+        elif happening == "gone":
+            exchange.gone()
+        assert sum(budgets.requests.values()) <= (1 if exchange.state is State.EXCHANGE else 0)
+    if not exchange.over:
+        exchange.gone()
+    assert not budgets.requests
+    assert not budgets.retries

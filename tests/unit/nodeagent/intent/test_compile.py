@@ -9,13 +9,14 @@ import pytest
 
 from nodeagent.abi import numbers as n
 from nodeagent.abi.numbers import ActionKind, NameKind, Reason
-from nodeagent.abi.records import Vhost, VhostKey
+from nodeagent.abi.records import Cluster, Vhost, VhostKey
 from nodeagent.cache.resources import (
     Assignment,
     Endpoint,
     Forward,
     Listener,
     Locality,
+    Outlier,
     PathKind,
     PathMatch,
     Route,
@@ -27,9 +28,11 @@ from nodeagent.cache.resources import (
     WeightedCluster,
 )
 from nodeagent.cache.store import Resources
+from nodeagent.health.outlier import Watch
 from nodeagent.intent.compile import Compiler
 from nodeagent.intent.ids import Known
 from nodeagent.intent.model import NOT_CAPTURED, Intent, Table, Where
+from nodeagent.rules.model import Limit, Retry, Rule
 from tests.support.resources import Load, from_yaml
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "intent"
@@ -214,3 +217,47 @@ def test_a_dead_endpoint_keeps_its_number_and_its_address(base: Resources) -> No
     assert first.entries[Table.ENDPOINTS].keys() == second.entries[Table.ENDPOINTS].keys()
     third = compiled({"a": base}, second.known)
     assert third.entries[Table.ENDPOINTS] == first.entries[Table.ENDPOINTS]
+
+
+def test_an_ejected_endpoint_gets_nothing_and_keeps_what_it_has(base: Resources) -> None:
+    """Its cluster changes and nothing else does: no id, no record of an endpoint, no route program."""
+    policy = Outlier(errors=3)
+    judged = replace(base, clusters={**base.clusters, "a": replace(base.clusters["a"], outlier=policy)})
+    ends = tuple(Endpoint(f"10.1.0.{i}", 80) for i in (1, 2, 3))
+    judged = replace(
+        judged, assignments={**base.assignments, "a": Assignment("a", (Locality("", "", "", 0, 0, ends),))}
+    )
+    loads, watch = [(Load("ns/a", ("10.9.0.1",)), "a")], Watch("a", policy)
+    compiler = Compiler()
+    before = compiler.compile({"a": judged}, loads)
+    assert before.watched == {watch: frozenset({"10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"})}
+    out = compiler.compile({"a": judged}, loads, before.known, {watch: frozenset({"10.1.0.2:80"})})
+    number = before.known.of(NameKind.ENDPOINT)["10.1.0.2:80"]
+    changed = {table for table in before.entries if before.entries[table] != out.entries[table]}
+    assert changed == {Table.CLUSTERS}
+    records = [Cluster.unpack(value) for value in out.entries[Table.CLUSTERS].values()]
+    assert not any(number in record.slot[: record.n] for record in records)
+    assert {p.digest for p in before.programs.values()} == {p.digest for p in out.programs.values()}
+    # what is back is as it was; another policy's ejections are not this one's
+    assert compiler.compile({"a": judged}, loads, out.known).entries == before.entries
+    other = {Watch("a", Outlier()): frozenset({"10.1.0.2:80"})}
+    assert compiler.compile({"a": judged}, loads, out.known, other).entries == before.entries
+
+
+def test_limits_of_requests_are_homes_and_limits_of_connections_the_waypoints(base: Resources) -> None:
+    def where(retry: Retry | None = None, **settings: object) -> tuple[Where, tuple[str, ...], Rule]:
+        changed = replace(base.clusters["a"], **settings)  # type: ignore[arg-type]
+        held = replace(base, clusters={**base.clusters, "a": changed})
+        forward = Forward((WeightedCluster("a", 1),), 0.0, retry)
+        only = Route("r", prefix("/"), forward)
+        (info,) = compiled({"a": with_routes(held, VirtualHost("v", ("v",), (only,)))}).routes.values()
+        return info.where, info.features, info.rule
+
+    limit = Limit("a", requests=5)
+    assert where(limit=limit) == (Where.HOME, ("max-requests",), Rule(limits=(limit,)))
+    assert where(limit=Limit("a", retries=5))[0] is Where.KERNEL, "nothing is retried there"
+    assert where(unsupported=("circuit-breaker",))[0] is Where.WAYPOINT
+    assert where(retry_budget=True)[0] is Where.KERNEL
+    again, few = Retry(on=("5xx",), attempts=2), Limit("a", retries=5)
+    assert where(again, limit=few) == (Where.HOME, ("retry",), Rule(retry=again, limits=(few,)))
+    assert where(again, retry_budget=True)[:2] == (Where.WAYPOINT, ("retry", "retry-budget"))
