@@ -56,7 +56,7 @@ HOME_PORT, SERVICE_PORT, SERVER_PORT = 15001, 80, 8080
 VIP4, VIP6 = "10.96.7.1", "fd00:96::71"
 TABLE, VIEW = 1, 1
 PATIENCE = int(os.environ.get("UNDERPASS_TEST_PATIENCE", "1"))
-"""How many times longer than usual to wait for processes: an emulated machine (guest.py) is some twenty times slower."""
+"""How many times longer than usual to wait for processes: an emulated machine (guest.py) may be twenty times slower."""
 _NUMBERS = itertools.count()
 _LIVE, _WILD, _ANY, _IGNORE_PORT = 1, 2, 4, 8
 
