@@ -22,6 +22,8 @@
  *   names          HASH                 up_name_key -> up_name_text                 agent; kernel never looks: ids survive restarts
  *   sockets        SK_STORAGE           socket -> up_socket                         connect hooks (clients), home (upstreams, by fd)
  *   conns          HASH                 up_tuple -> up_conn                         kernel
+ *   origins        LRU_HASH             up_tuple -> up_origin                       kernel, until the peer's end is established
+ *   accepted       SK_STORAGE           socket of Envoy's -> up_origin              kernel
  *   ports          ARRAY                local port / 32 -> bits                     kernel: ports that an entry of conns has had
  *   stocks         HASH                 up_stock_key -> up_stock                    kernel; home reads
  *   events         RINGBUF              up_event                                    kernel -> home

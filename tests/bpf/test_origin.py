@@ -5,17 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from nodeagent.abi.records import Service, ServiceKey, address
+from nodeagent.abi.numbers import WF_APART
+from nodeagent.abi.records import Config, Service, ServiceKey, Workload, address
 from tests.support.controlplane import wait_for
 from tests.support.envoy_process import EnvoyProcess
 from tests.support.little_node import HOME_PORT, SERVICE_PORT, TABLE, VIEW, VIP4, VIP6, LittleNode, Pod, ip
 
 pytestmark = [pytest.mark.needs("root", "bpf", "core", "netns", "cgroup2", "envoy"), pytest.mark.timeout(60)]
 
+BESIDE = HOME_PORT + 1
 OTHER4 = "10.96.7.2"
 _FILTERS = "type.googleapis.com/envoy.extensions.filters"
 #: Connects ROUNDS times, from an address if one is given; prints what it was sent before the end.
@@ -68,6 +71,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LittleNode]:
         listeners = [
             _listener("nowhere", node.home4, HOME_PORT, bound=True),
             _listener("nowhere6", node.home6, HOME_PORT, bound=True),
+            _listener("beside", node.home4, BESIDE, bound=True) | {"use_original_dst": False},
             _listener("first", VIP4, SERVICE_PORT),
             _listener("first6", VIP6, SERVICE_PORT),
             _listener("any81", "0.0.0.0", 81),
@@ -140,6 +144,23 @@ def test_a_workload_that_takes_another_address_is_nobodys_client(node: LittleNod
         assert ask(node, client, VIP4, SERVICE_PORT, mine=client.ip4) == ["first"]
     finally:
         ip("addr", "del", f"{alien}/24", "dev", "eth0", ns=client.ns)
+
+
+def test_a_workload_that_is_apart_goes_to_home_itself(node: LittleNode) -> None:
+    """Where home listens beside Envoy; nowhere rather than to an Envoy that sees something else."""
+    client, config, workloads = node.pods["client"], node.loaded.maps["config"], node.loaded.maps["workloads"]
+    before, key = config.lookup(bytes(4)) or b"", (1).to_bytes(4, "little")
+    record = Workload.unpack(workloads.lookup(key) or b"")
+    config.update(bytes(4), replace(Config.unpack(before), own4=BESIDE).pack())
+    workloads.update(key, replace(record, flags=WF_APART).pack())
+    try:
+        assert ask(node, client, VIP4, SERVICE_PORT) == ["beside"]
+        assert ask(node, client, VIP4, SERVICE_PORT, mapped=True) == ["beside"]
+        assert ask(node, client, VIP6, SERVICE_PORT) == ["ConnectionRefusedError"]
+    finally:
+        workloads.update(key, record.pack())
+        config.update(bytes(4), before)
+    assert ask(node, client, VIP4, SERVICE_PORT) == ["first"]
 
 
 def test_a_tuple_used_again_is_not_taken_for_what_it_was(node: LittleNode) -> None:
