@@ -511,6 +511,8 @@ UP_INLINE int up_decide(struct up_conn *c, struct up_conn **wire, struct up_leav
 		r = bpf_map_lookup_elem(&route_stats, &route);
 		if (r)
 			r->kernel++;
+		if (s->head.flags & UP_HEAD_CLOSE)
+			c->flags |= UP_CF_LAST;
 		up_count(UP_C_KERNEL);
 		return UP_TC_OK;
 	}

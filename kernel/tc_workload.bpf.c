@@ -194,6 +194,11 @@ UP_INLINE int up_client_egress(struct __sk_buff *skb, struct up_conn *c, struct 
 		c->left -= by;
 	}
 	due = p->pay && p->seq == c->next && !c->left && !(c->flags & UP_CF_UNSYNCED) && !p->rst;
+	if (due && (c->flags & UP_CF_LAST)) {
+		/* The client has said that there are no more requests (RFC 9112, section 9.6). The endpoint ends the connection. */
+		up_count(UP_C_HELD);
+		return UP_TC_SHOT;
+	}
 	if (c->state == UP_AWAY && c->reply) {
 		l->idle = up_answered_all(c, p->ack);
 	} else if (c->state == UP_AWAY) {

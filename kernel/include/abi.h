@@ -222,6 +222,7 @@ struct up_conn {
 #define UP_CF_USEC_TS 8	 /* tcp_usec_ts is set: timestamps count microseconds */
 #define UP_CF_STOCKED 16 /* upstream: its port stands in its stock */
 #define UP_CF_TS 32	 /* timestamps were negotiated */
+#define UP_CF_LAST 128	 /* client: its last request said Connection: close, what lies behind it is none */
 #define UP_CF_CLOSED 64	 /* client: closed by the application; kept for stray packets until home forgets it */
 
 /* Private storage of a socket. Clients: written by the connect hook. Upstreams: by home, by descriptor, before connect(). */

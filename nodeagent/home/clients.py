@@ -240,6 +240,7 @@ class Clients:
     def _start_lingering(self, client: Client) -> None:
         """All is said: close, but not with bytes unread, for the reset would overtake the answer."""
         client.lingering = True
+        client.deadline = 0.0  # not that of a head: the end would wait for it
         self._linger(client, 0)
 
     def _linger(self, client: Client, mask: int) -> None:
