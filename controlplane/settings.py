@@ -73,6 +73,8 @@ class StoreSettings:
     password_file: str = ""
     password: str = ""
     compact: float = 0.0
+    #: A file for a copy of what was read last, for starts while the etcd is away; empty: none.
+    copy: str = ""
 
     def __repr__(self) -> str:
         """Without the password: settings end up in logs."""
@@ -188,6 +190,12 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
         help="the user's password (or the environment's UNDERPASS_STORE_PASSWORD)",
     )
     group.add_argument(
+        "--store-copy",
+        default="",
+        metavar="FILE",
+        help="keep a copy of what was read last there, and start from it when the etcd is away",
+    )
+    group.add_argument(
         "--store-compact",
         type=float,
         default=0.0,
@@ -198,7 +206,7 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
 
 def _store(given: argparse.Namespace) -> StoreSettings | None:
     if given.store is None:
-        if given.store_user or given.store_password_file or given.store_compact:
+        if given.store_user or given.store_password_file or given.store_compact or given.store_copy:
             raise UsageProblem(
                 "--store-user, --store-password-file and --store-compact are about --store: give that, too"
             )
@@ -211,11 +219,12 @@ def _store(given: argparse.Namespace) -> StoreSettings | None:
         password_file=given.store_password_file,
         password=os.environ.get("UNDERPASS_STORE_PASSWORD", ""),
         compact=given.store_compact * 60,
+        copy=given.store_copy,
     )
 
 
 def parse_store(
-    url: str, *, user: str = "", password_file: str = "", password: str = "", compact: float = 0.0
+    url: str, *, user: str = "", password_file: str = "", password: str = "", compact: float = 0.0, copy: str = ""
 ) -> StoreSettings:
     """Read ``--store``: ``etcd://HOST:PORT[,HOST:PORT]/PREFIX``; ``etcds://`` or ``?ca=&cert=&key=`` (files) for TLS.
 
@@ -259,6 +268,7 @@ def parse_store(
         password_file=password_file,
         password=password if user else "",
         compact=compact,
+        copy=copy,
     )
 
 

@@ -90,6 +90,18 @@ class Follower:
         """Whether a list has ever been believed."""
         return self.lists > 0
 
+    def seed(self, listing: Listing) -> bool:
+        """Begin with what was known before the process was; does nothing once the store itself has been read.
+
+        What the store says afterwards is taken as after a loss of the connection, surprises included.
+        """
+        if self.synced:
+            return False
+        self.entries, self.revision, self.cluster = dict(listing.entries), listing.revision, listing.cluster
+        self.lists = 1
+        self.command = Watch(self.revision + 1)
+        return True
+
     def listed(self, listing: Listing) -> bool:
         """A list was made; returns whether the content is new."""
         if self._surprising(listing) and not self._suspect:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -21,10 +22,11 @@ import tenacity
 from controlplane.settings import StoreSettings
 from controlplane.sources.snapshot import File, Snapshot
 from controlplane.store import layout
+from controlplane.store.copy import Copy, CopyError, dump, load
 from controlplane.store.election import TTL, Election
 from controlplane.store.errors import Compacted, StoreDenied, StoreError, StoreUnavailable
 from controlplane.store.etcd import Etcd, Put
-from controlplane.store.follow import Follower, List
+from controlplane.store.follow import Follower, List, Listing
 from controlplane.store.layout import Entry
 
 _log = structlog.get_logger("controlplane.store")
@@ -36,6 +38,10 @@ LONGEST_PAUSE: Final = 2.0
 BEAT: Final = 1.0
 #: Changes that come together are taken in together: the first of them waits so long for the others, seconds.
 GATHER: Final = 0.01
+
+#: A start waits so long for the store before it takes the copy; the copy is written so often at most. Seconds.
+COPY_AFTER: Final = 3.0
+COPY_PAUSE: Final = 1.0
 
 _FOLLOW: Final = "follow"
 _BEAT: Final = "beat"
@@ -112,6 +118,8 @@ class Replica:
     def start(self) -> None:
         """Begin to follow, and to stand for election."""
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._beat())]
+        if self.settings.copy:
+            self._tasks.append(asyncio.create_task(self._keep_copy()))
 
     async def close(self) -> None:
         """Give up the lease, so that another leads at once, and all connections."""
@@ -130,8 +138,12 @@ class Replica:
 
         Raises :class:`StoreDenied` when the store answers, and does not let this replica read.
         """
+        copied = asyncio.create_task(self._begin_with_copy()) if self.settings.copy else None
         async with self._news:
             await self._news.wait_for(lambda: self._count > 0 or self._denied is not None)
+        if copied is not None:
+            copied.cancel()
+            await asyncio.gather(copied, return_exceptions=True)
         if self._denied is not None and not self._count:
             raise self._denied
         return self._take()
@@ -153,6 +165,34 @@ class Replica:
         self._seen = self._count
         self._held = {key: entry.value for key, (entry, _) in self._files.items()}
         return self._snapshot
+
+    async def _begin_with_copy(self) -> None:
+        """Take the copy when the store has not answered for a while."""
+        await asyncio.sleep(COPY_AFTER)
+        try:
+            found = await asyncio.to_thread(_read_copy, self.settings.copy, self.config)
+        except (OSError, CopyError) as error:
+            _log.error(
+                "there is no copy to begin with: waiting for the store", file=self.settings.copy, reason=str(error)
+            )
+            return
+        if self._follower.seed(Listing(found.cluster, found.revision, found.entries)):
+            _log.warning("the store is away: beginning with the copy", file=self.settings.copy, keys=len(found.entries))
+            await self._publish()
+
+    async def _keep_copy(self) -> None:
+        """Write the copy after changes, at most once a while, in a thread."""
+        written = 0
+        while True:
+            async with self._news:
+                await self._news.wait_for(lambda: self._count > written)  # noqa: B023 - it is asked at once
+            written, follower = self._count, self._follower
+            copy = Copy(self.config, follower.cluster, follower.revision, follower.entries)
+            try:
+                await asyncio.to_thread(_write_copy, self.settings.copy, copy)
+            except OSError as error:
+                _log.error("the copy cannot be written", file=self.settings.copy, reason=str(error))
+            await asyncio.sleep(COPY_PAUSE)
 
     async def _follow(self) -> None:
         """Carry out the follower's commands for ever."""
@@ -312,6 +352,21 @@ def _attempt(number: int) -> tenacity.RetryCallState:
     state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
     state.attempt_number = number
     return state
+
+
+def _read_copy(path: str, prefix: str) -> Copy:
+    with open(path, "rb") as stream:
+        return load(stream.read(), prefix)
+
+
+def _write_copy(path: str, copy: Copy) -> None:
+    """Whole or not at all, and for nobody else to read: it is the mesh's configuration."""
+    temporary = f"{path}.tmp"
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+        stream.write(dump(copy))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
 
 
 def _file(entry: Entry) -> File:

@@ -179,6 +179,24 @@ def test_a_store_that_was_put_back_is_believed_at_the_second_look(
         world.check()
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(actions, max_size=15), st.lists(actions, max_size=15))
+def test_a_replica_that_begins_with_a_copy_ends_where_the_store_is(
+    before: list[tuple[object, ...]], after: list[tuple[object, ...]]
+) -> None:
+    world = World()
+    play(world, before)
+    world.settle()
+    copy = world.server.listing()
+    play(world, after)
+    world.follower, world.stream = Follower(), None
+    assert world.follower.seed(copy)
+    assert not world.follower.seed(copy), "only in the beginning"
+    world.told(True)
+    world.settle()
+    world.check()
+
+
 def test_a_list_that_is_suddenly_empty_is_made_twice() -> None:
     world = World()
     world.server.transact(["a", "b"], b"x")

@@ -307,6 +307,31 @@ def test_a_lost_store_takes_nothing_away_and_what_was_missed_is_made_up_for(
 
 
 @pytest.mark.slow
+def test_a_replica_with_a_copy_does_not_wait(tmp_path: Path) -> None:
+    etcd = EtcdProcess(tmp_path)
+    url = f"etcd://{etcd.address}/mesh"
+    copy = tmp_path / "copy"
+    with etcd, replica(tmp_path, "three", url, "--store-copy", str(copy)) as three:
+        services, rules = write(tmp_path)
+        assert config(three, "apply", "-f", services, "-f", rules) == OK
+        wait_for("it is in force", lambda: weight(three) == 10)
+        wait_for("the copy has it", lambda: copy.exists() and "VirtualService" in copy.read_text())
+    assert copy.stat().st_mode & 0o777 == 0o600
+    with replica(tmp_path, "three", url, "--store-copy", str(copy)) as three:
+        assert three.get("/ready")[0] == 200
+        assert weight(three) == 10
+        assert not store(three)["available"]
+        etcd.start()
+        try:
+            wait_for("the store is back", lambda: store(three)["available"])
+            shop.write(Path(rules), shop.rules(20))
+            assert config(three, "apply", "-f", rules) == OK
+            wait_for("and is followed", lambda: weight(three) == 20)
+        finally:
+            etcd.kill()
+
+
+@pytest.mark.slow
 def test_members_come_and_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with cluster(tmp_path) as members, ExitStack() as stack:
         by_address = {member.address: member for member in members}
