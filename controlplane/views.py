@@ -203,22 +203,28 @@ class Views:
             if new.snapshot == old.snapshot:
                 new.adopt(old.snapshot)
             else:
-                self._check(group, new.snapshot)
+                self._check(group, old.snapshot, new.snapshot)
         group.view = new
         if changed:
             for notify in list(group.members.values()):
                 notify(new, generation.born)
         return changed
 
-    def _check(self, group: Group, snapshot: Snapshot) -> None:
-        """Say once which subscriptions of a snapshot nothing would answer: a client would wait for them in vain."""
-        key = tuple(id(state) for state in snapshot.types.values())
+    def _check(self, group: Group, old: Snapshot, snapshot: Snapshot) -> None:
+        """Say once which subscriptions of a snapshot nothing would answer: a client would wait for them in vain.
+
+        What did not change was looked at with *old*, unless something that is asked for is gone.
+        """
+        key, before = (tuple(id(state) for state in item.types.values()) for item in (snapshot, old))
         if key in self._checked:
             return
+        looked_at = before in self._checked
         if len(self._checked) > 10_000:
             self._checked.clear()
         self._checked.add(key)
-        for dangling in check(snapshot):
+        changes = {url: self.builder.diff(old[url], snapshot[url]) for url in {*old.types, *snapshot.types}}
+        gone = any(change.removed for change in changes.values())
+        for dangling in check(snapshot, changes if looked_at and not gone else None):
             _log.error("inconsistent snapshot", problem=str(dangling), node=group.node.id)
 
 

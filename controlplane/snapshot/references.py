@@ -16,7 +16,7 @@ from controlplane.snapshot.urls import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRE
 from underpass.api import envoy
 
 if TYPE_CHECKING:
-    from controlplane.snapshot.state import Snapshot
+    from controlplane.snapshot.state import Change, Snapshot
 
 Reference = tuple[str, str]
 """Type URL and name of a resource."""
@@ -132,12 +132,16 @@ def _secrets(socket: Any) -> Iterator[Reference]:
             yield SECRET, config.name
 
 
-def check(snapshot: Snapshot) -> list[Dangling]:
-    """Every subscription that CDS and LDS of *snapshot* lead to and that it could not answer; empty when consistent."""
+def check(snapshot: Snapshot, changes: Mapping[str, Change] | None = None) -> list[Dangling]:
+    """Every subscription that CDS and LDS of *snapshot* lead to and that it could not answer; empty when consistent.
+
+    With *changes*, which led to it without removing anything, only what changed is looked at.
+    """
     found: list[Dangling] = []
     states: Mapping[str, Any] = snapshot.types
     for type_url in (CLUSTER, LISTENER):
-        for resource in snapshot[type_url].values():
+        change = None if changes is None else changes.get(type_url)
+        for resource in snapshot[type_url].values() if change is None else change.changed:
             for wanted in resource.needs:
                 state = states.get(wanted[0])
                 if state is None or wanted[1] not in state:

@@ -115,3 +115,12 @@ def test_snapshots_are_equal_by_content() -> None:
     assert a.version == b.version
     assert a.version != snapshot(cluster("a"), endpoints("a", 2)).version
     assert Snapshot({})[CLUSTER] == TypeState()
+
+
+def test_check_of_a_change_looks_at_what_changed() -> None:
+    old = snapshot(cluster("a"), endpoints("a"))
+    new = snapshot(cluster("a"), endpoints("a"), cluster("b"), listener("l", "80"))
+    changes = {url: diff(old[url], new[url]) for url in new.types}
+    assert [str(problem) for problem in check(new, changes)] == [str(problem) for problem in check(new)]
+    assert len(check(new, changes)) == 2
+    assert check(new, {url: diff(new[url], new[url]) for url in new.types}) == [], "looked at before"
