@@ -59,6 +59,20 @@ def test_all_is_well() -> None:
     assert text["  pressure"] == "conns 10.0 %"
 
 
+def test_what_the_data_path_goes_by() -> None:
+    assert "  kernel" not in dict(records.lines(judge(facts())))  # an agent that does not tell
+    kernel = {
+        "release": "6.1.0", "attachment": "clsact", "workload_object": "tc_workload_old.bpf.o",
+        "second_ways": {"tcx": "filters", "kernel-context": "helper calls"},
+    }  # fmt: skip
+    found = judge(facts(agent_changes={"kernel": kernel}))
+    assert found["healthy"]  # a second way is a way
+    text = dict(records.lines(found))["  kernel"]
+    assert text.startswith(
+        "6.1.0, programs at interfaces by clsact, tc_workload_old.bpf.o; without kernel-context, tcx"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "state", "reason"),
     [
