@@ -502,6 +502,8 @@ def lock(path: Path) -> int:
 
 async def _run(settings: Settings, paths: NodePaths) -> None:
     waypoint = prepare(settings, paths.run, paths.waypoint_cgroup) if settings.waypoint else None
+    if waypoint is None:
+        await asyncio.to_thread(end_predecessor, paths.run / NOTE)  # whose agent was killed: it is not wanted any more
     kernel = LinuxKernel()
     found = probes.survey(kernel, settings.cgroup_root, load=False)
     found.require(but=("programs",))  # those are loaded in earnest

@@ -132,3 +132,13 @@ def test_the_life_of_a_waypoint(node: Node) -> None:
     assert not lives(third)
     assert home_kind(node) == 0
     assert ask(node) == (501, "path-not-normal")
+
+    # one that was left behind is not wanted by an agent that is told nothing of waypoints
+    agent = node.start("nodeagent.app", *arguments)
+    until(lambda: state() == "ready" and pid() != third, "Envoy is back")
+    fourth = pid()
+    node.stop(agent, signal.SIGKILL)
+    node.start("nodeagent.app", *common, "--xds", node.xds)
+    until(lambda: not lives(fourth), "it is ended")
+    until(lambda: state() == "off" and home_kind(node) == 0, "home is the home peer")
+    assert ask(node) == (501, "path-not-normal")
