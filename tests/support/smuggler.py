@@ -280,7 +280,7 @@ class Smuggler:
 
     def _judge_answer(self, answer: Answer, asked: Request | None, number: int, case: Case) -> None:
         if answer.status != 200:
-            served_refusal = asked is not None and asked.host == "nobody"
+            served_refusal = asked is not None and asked.host not in self.parsers.ports  # nobody: understood
             if asked is not None and (asked.method, answer.status) == ("TRACE", 405):
                 return  # nginx
             if case.meant.end is End.SHORT and answer.status == 400 and number >= len(case.meant.requests) - 1:
