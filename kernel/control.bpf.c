@@ -3,6 +3,7 @@
  * control.bpf.c - what home asks of the data path (struct up_control). A SCHED_CLS program because it needs spin locks, which
  * SEC("syscall") programs may not take on 6.1; it is never attached, only run with BPF_PROG_TEST_RUN over its request.
  */
+#include "flow.h"
 #include "health.h"
 #include "stock.h"
 
@@ -28,8 +29,10 @@ static __noinline int up_reclaim(struct up_tuple *t)
 	bpf_spin_unlock(&u->lock);
 	if (!taken)
 		return UP_CTL_BUSY;
-	if (active)
+	if (active) {
 		up_answered(endpoint, 0);
+		up_flow_count(u, u->rsp.status);
+	}
 	up_count(UP_C_RECLAIMED);
 	up_release(u, t, workload, endpoint, 1);
 	return UP_CTL_OK;

@@ -10,6 +10,7 @@
 
 #include "core/balance.h"
 #include "core/hosts.h"
+#include "flow.h"
 #include "packet.h"
 #include "stock.h"
 
@@ -178,6 +179,9 @@ UP_INLINE int up_pick_endpoint(struct up_conn *c, struct up_verdict *v)
 UP_INLINE void up_begin(struct up_conn *u, struct up_packet *p, struct up_head *h, struct up_verdict *v, __u32 workload)
 {
 	up_response_begin(&u->rsp, p->ack, h->method == UP_METHOD_HEAD);
+	u->start_ns = p->left_ns;
+	u->asked = h->len + h->length;
+	u->answered = 0;
 	if (h->flags & UP_HEAD_CLOSE)
 		u->rsp.flags |= UP_RSPF_CLOSE;
 	u->head = p->seq;
@@ -215,8 +219,10 @@ static __noinline void up_let_go(struct up_conn *c, struct up_conn *u, struct up
 	bpf_spin_unlock(&u->lock);
 	if (!mine)
 		return;
-	if (active)
+	if (active) {
 		up_answered(endpoint, 0);
+		up_flow_count(u, aborted ? 0 : u->rsp.status);
+	}
 	if (aborted)
 		up_count(UP_C_ABORTED);
 	up_release(u, &c->peer, workload, endpoint, usable);
@@ -291,8 +297,10 @@ UP_INLINE int up_look(struct up_conn *c, struct up_conn *u, struct up_leaving *l
 		up_count(UP_C_SAME_WIRE);
 	}
 	if (left) {
-		if (active)
+		if (active) {
 			up_answered(endpoint, 0);
+			up_flow_count(u, u->rsp.status);
+		}
 		up_release(u, &c->peer, workload, endpoint, usable);
 	}
 	return left ? UP_LOOK_LEFT : mine ? UP_LOOK_MINE : UP_LOOK_LOST;

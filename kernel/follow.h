@@ -122,6 +122,7 @@ UP_INLINE int up_unanswered(struct up_conn *u, const struct up_packet *p, __u32 
 static __noinline int up_follow_again(struct __sk_buff *skb, struct up_conn *u, struct up_arriving *a)
 {
 	int over = 0;
+	__u32 high;
 
 	if (!u || !a)
 		return 0;
@@ -133,11 +134,13 @@ static __noinline int up_follow_again(struct __sk_buff *skb, struct up_conn *u, 
 	if (a->gap)
 		return 0;
 	bpf_spin_lock(&u->lock);
+	high = u->rsp.high;
 	if (u->lease == a->lease && u->rsp.next == a->was.next) {
 		a->now.high = u->rsp.high;
 		u->rsp = a->now;
 	}
 	up_response_pass(&u->rsp, a->seen + a->p.pay);
+	u->answered += u->rsp.high - high;
 	over = u->kind == UP_KIND_UPSTREAM && up_ended(u);
 	bpf_spin_unlock(&u->lock);
 	return over;

@@ -20,6 +20,7 @@ struct up_packet {
 	__u32 off;	    /* offset of the payload */
 	__u32 pay;	    /* bytes of it */
 	__u32 seq, ack, te; /* te: timestamp echo, 0 without one */
+	__u64 left_ns;	    /* outgoing: when TCP let it leave (CLOCK_MONOTONIC) */
 	__u32 back;	    /* how far its sequence number is ahead of what has left the pod; 0 as it is read */
 	__u16 window;
 	__u8 fin, syn, rst, ackf, urg, v6;
@@ -129,6 +130,7 @@ UP_INLINE int up_packet_read(struct __sk_buff *skb, struct up_packet *p, int out
 		return -1;
 	}
 	p->back = 0;
+	p->left_ns = outgoing ? skb->tstamp : 0;
 	p->t.lport = outgoing ? th->source : th->dest;
 	p->t.rport = outgoing ? th->dest : th->source;
 	p->seq = bpf_ntohl(th->seq);

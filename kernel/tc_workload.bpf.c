@@ -344,6 +344,8 @@ UP_INLINE int up_upstream_ingress(struct __sk_buff *skb, struct up_conn *u, stru
 		m.x = up_inward(u);
 		m.t = u->peer;
 		if (p->pay) {
+			__u32 high = u->rsp.high;
+
 			if (!up_response_wants(&u->rsp)) {
 				a->gap = 0;
 				up_response_pass(&u->rsp, seen + p->pay);
@@ -355,6 +357,7 @@ UP_INLINE int up_upstream_ingress(struct __sk_buff *skb, struct up_conn *u, stru
 				up_response_pass(&u->rsp, seen + p->pay);
 				over = up_ended(u);
 			}
+			u->answered += u->rsp.high - high;
 		}
 		error = over && u->rsp.status >= 500;
 	} else {
@@ -384,6 +387,8 @@ UP_INLINE int up_upstream_ingress(struct __sk_buff *skb, struct up_conn *u, stru
 	}
 	if (failed)
 		up_health(endpoint, 0);
+	if (over || active)
+		up_flow_count(u, u->rsp.status);
 	if (!up_shifted(&m.x) && !lent)
 		return UP_TC_OK;
 	m.v6 = p->v6;

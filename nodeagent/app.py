@@ -270,7 +270,7 @@ class Agent:
         covered = self._covered(ready)
         if self._waypoint is not None:
             if len(ready) == len(self._views):
-                self._waypoint.views_seen({key: (live.view, live.snapshot()) for key, live in ready.items()})
+                self._waypoint.views_seen({key: (live.view, resources[key]) for key, live in ready.items()})
             apart = self._waypoint.apart(ready)
             intent = set_apart(intent, [workload.key for workload, view in workloads if view in apart])
         steps = plan(self._observed, intent, prune=covered)

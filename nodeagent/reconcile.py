@@ -12,7 +12,7 @@ from typing import Final
 
 from nodeagent.abi import numbers as n
 from nodeagent.abi.numbers import NameKind
-from nodeagent.abi.records import Address, Config, NameKey, PuntKey, RouteStat, address, family
+from nodeagent.abi.records import Address, Config, FlowKey, NameKey, PuntKey, RouteStat, address, family
 from nodeagent.bpf.abc import Kernel, Map, MapSpec, MapType
 from nodeagent.bpf.errors import BpfError, MapFullError
 from nodeagent.errors import ApplyError, LayoutError
@@ -27,6 +27,7 @@ MAPS: Final = (
     "counters",
     "endpoint_runs",
     "endpoint_stats",
+    "flow_stats",
     "home_stats",
     "interface_stats",
     "punt_stats",
@@ -36,6 +37,12 @@ MAPS: Final = (
 )
 _ARRAYS: Final = frozenset({Table.WORKLOADS, Table.TABLES, Table.CLUSTERS, Table.ENDPOINTS})
 _ONLY: Final = bytes(4)
+#: What a flow's key calls the id of a kind.
+_FLOW_FIELD: Final = {NameKind.WORKLOAD: "workload", NameKind.ROUTE: "route", NameKind.ENDPOINT: "endpoint"}
+
+
+def _owner(text: bytes) -> bytes:
+    return text.rstrip(b"\0").partition(b" ")[0]
 
 
 class Reconciler:
@@ -83,6 +90,8 @@ class Reconciler:
 
     def _run(self, op: Op, table: Table, run: list[Step]) -> None:
         target = self._maps[table.value]
+        if op is Op.PUT and table is Table.NAMES:
+            self._renamed(run)
         if op is Op.PUT and table is not Table.CLUSTERS:
             target.update_many((step.key, step.value) for step in run)
         elif op is Op.CLEAR and table not in _ARRAYS:
@@ -120,6 +129,25 @@ class Reconciler:
         for counts in (punts, replies):
             known = counts.keys()
             counts.delete_many([key for key in known if PuntKey.unpack(key).route in routes])
+        self._forget_flows(NameKind.ROUTE, routes)
+
+    def _renamed(self, run: list[Step]) -> None:
+        """Forget the flows of workloads and endpoints whose ids get another owner: a name's first word says whose."""
+        names = self._maps[Table.NAMES.value]
+        for kind in (NameKind.WORKLOAD, NameKind.ENDPOINT):
+            changed = set()
+            for step in run:
+                key = NameKey.unpack(step.key)
+                before = names.lookup(step.key) if key.kind == kind else None
+                if before is not None and _owner(before) != _owner(step.value):
+                    changed.add(key.id)
+            self._forget_flows(kind, changed)
+
+    def _forget_flows(self, kind: NameKind, ids: set[int]) -> None:
+        if not ids:
+            return
+        flows, field = self._maps["flow_stats"], _FLOW_FIELD[kind]
+        flows.delete_many([key for key in flows.keys() if getattr(FlowKey.unpack(key), field) in ids])  # noqa: SIM118
 
     # ---- configuration ----
 

@@ -86,6 +86,7 @@ static const char *const up_counter_names[UP_C_LAST] = {
 	[UP_C_EVENTS_LOST] = "events_lost",
 	[UP_C_REPLIES] = "replies",
 	[UP_C_REPLIED_AGAIN] = "replied_again",
+	[UP_C_FLOWS_FULL] = "flows_full",
 };
 
 #endif

@@ -60,6 +60,7 @@ CF_ACTIVE: Final = 4
 CF_USEC_TS: Final = 8
 CF_STOCKED: Final = 16
 CF_TS: Final = 32
+CF_LAST: Final = 128
 CF_CLOSED: Final = 64
 WANT_NS: Final = 1000000
 WF_APART: Final = 1
@@ -352,4 +353,5 @@ COUNTER_LABELS: Final[dict[int, str]] = {
     Counter.EVENTS_LOST: "events_lost",
     Counter.REPLIES: "replies",
     Counter.REPLIED_AGAIN: "replied_again",
+    Counter.FLOWS_FULL: "flows_full",
 }

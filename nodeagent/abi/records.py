@@ -298,6 +298,29 @@ class PuntKey(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class FlowKey(Record):
+    """Who asked, by which route, whom, and how it was answered (0: no whole response came)."""
+
+    STRUCT: ClassVar[str] = "up_flow_key"
+    workload: int = 0
+    route: int = 0
+    endpoint: int = 0
+    status: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FlowStat(Record):
+    """Requests of a flow, of one CPU: count, bytes either way, sum of latencies in microseconds, and their slots."""
+
+    STRUCT: ClassVar[str] = "up_flow_stat"
+    requests: int = 0
+    asked: int = 0
+    answered: int = 0
+    us: int = 0
+    slot: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HomeStat(Record):
     """Requests of a route that home served or refused."""
 

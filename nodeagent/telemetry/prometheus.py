@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from nodeagent.bpf.abc import Map
+from nodeagent.telemetry.flows import families, flows_of
 from nodeagent.telemetry.read import counters_of, endpoints_of, punts_of, routes_of
 
 
@@ -68,6 +69,7 @@ class MapCollector:
                 served.add_metric(name, endpoint.requests)
                 errors.add_metric(name, endpoint.errors)
         yield from (active, served, errors)
+        yield from families(flows_of(self._maps))
         yield from self._outliers()
         yield CounterMetricFamily("underpass_agent_applies", "Plans executed", value=self._applied)
         yield CounterMetricFamily("underpass_agent_drift", "Map entries found changed by others", value=self._drift)

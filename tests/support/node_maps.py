@@ -37,6 +37,7 @@ def specs() -> list[MapSpec]:
         MapSpec("replies", _HASH, 8, r.Reply.size(), n.REPLIES),
         MapSpec("home_stats", _HASH, 4, r.HomeStat.size(), n.ROUTE_IDS),
         MapSpec("home_rules", _HASH, 8, r.HomeRule.size(), n.RULES),
+        MapSpec("flow_stats", MapType.PERCPU_HASH, r.FlowKey.size(), r.FlowStat.size(), n.FLOWS),
         MapSpec("interface_stats", MapType.PERCPU_ARRAY, 4, r.InterfaceStat.size(), n.INTERFACES),
     ]
 

@@ -8,16 +8,26 @@ import pytest
 
 from nodeagent import telemetry
 from nodeagent.abi.numbers import Counter, NameKind, Reason
-from nodeagent.abi.records import Config, EndpointStat, HomeStat, InterfaceStat, PuntKey, RouteStat
+from nodeagent.abi.records import (
+    Config,
+    EndpointStat,
+    FlowKey,
+    FlowStat,
+    HomeStat,
+    InterfaceStat,
+    NameKey,
+    PuntKey,
+    RouteStat,
+)
 from nodeagent.bpf.abc import Map
 from nodeagent.bpf.fake import FakeKernel
 from nodeagent.errors import NotRunningError
 from nodeagent.intent.compile import Compiler
-from nodeagent.intent.model import Intent
-from nodeagent.plan import Observed, plan
+from nodeagent.intent.model import Intent, Table
+from nodeagent.plan import Observed, Op, Step, plan
 from nodeagent.reconcile import Reconciler
 from nodeagent.telemetry.prometheus import render
-from nodeagent.telemetry.read import route_of
+from nodeagent.telemetry.read import names_of, route_of
 from tests.support.node_maps import node_maps
 from tests.support.resources import Load, from_yaml
 
@@ -115,3 +125,54 @@ def test_prometheus(node: Node) -> None:
     assert f'underpass_punts_total{{host="",reason="split-head"}} {4.0 * cpus}' in text
     assert "underpass_agent_applies_total 3.0" in text
     assert "underpass_agent_drift_total 1.0" in text
+
+
+def test_requests_of_the_kernel_have_istios_names(node: Node) -> None:
+    route = node.route("weights")
+    endpoint = min(names_of(node.maps, NameKind.ENDPOINT))
+    workload = min(names_of(node.maps, NameKind.WORKLOAD))
+    flows = node.maps["flow_stats"]
+    flows.update(FlowKey(workload, route, endpoint, 200).pack(), FlowStat(3, 300, 900, 6000, (1, 0, 2)).pack())
+    flows.update(FlowKey(workload, route, endpoint, 0).pack(), FlowStat(1, 100, 5, 70, (0, 1)).pack())
+    cpus, text = node.kernel.cpus, render(node.maps, 0, 0).decode()
+    rows = [line for line in text.splitlines() if line.startswith("istio_requests_total{")]
+    assert len(rows) == 2
+    ok = next(line for line in rows if 'response_code="200"' in line)
+    for label in (
+        'source_workload="a"', 'source_workload_namespace="shop"', 'destination_service="shop"', 'reporter="source"',
+    ):  # fmt: skip
+        assert label in ok
+    assert ok.endswith(f" {3.0 * cpus}")
+    assert any('response_code="0"' in line and 'response_flags="DC"' in line for line in rows)
+    buckets = [
+        (line.split('le="')[1].split('"')[0], float(line.rsplit(" ", 1)[1]))
+        for line in text.splitlines()
+        if line.startswith("istio_request_duration_milliseconds_bucket") and 'response_code="200"' in line
+    ]
+    assert buckets[:4] == [("0.064", cpus), ("0.128", cpus), ("0.256", 3 * cpus), ("0.512", 3 * cpus)]
+    assert buckets[-1] == ("+Inf", 3 * cpus)
+    assert f" {900.0 * cpus}" in next(
+        line for line in text.splitlines() if line.startswith("istio_response_bytes_sum") and '"200"' in line
+    )
+
+
+def test_flows_end_with_their_owner(node: Node) -> None:
+    route = node.route("weights")
+    endpoint = min(names_of(node.maps, NameKind.ENDPOINT))
+    keys = [FlowKey(1, route, endpoint, 200), FlowKey(1, route + 1, endpoint + 1, 200)]
+    for key in keys:
+        node.maps["flow_stats"].update(key.pack(), FlowStat(1).pack())
+    name = NameKey(NameKind.ENDPOINT, endpoint).pack()
+    before = node.maps["names"].lookup(name)
+    assert before is not None
+    same, other = (
+        text.encode().ljust(len(before), b"\0")
+        for text in (before.rstrip(b"\0").decode().partition(" ")[0] + " another;label", "10.9.9.9:1 stranger")
+    )
+    reconciler = Reconciler(node.kernel, node.maps)
+    reconciler.execute([Step(Op.PUT, Table.NAMES, name, same)])
+    assert len(list(node.maps["flow_stats"].keys())) == 2
+    reconciler.execute([Step(Op.PUT, Table.NAMES, name, other)])
+    assert list(node.maps["flow_stats"].keys()) == [keys[1].pack()]
+    reconciler.execute([Step(Op.RESET, Table.NAMES, keys[1].route.to_bytes(4, "little"))])
+    assert not list(node.maps["flow_stats"].keys())
