@@ -15,8 +15,8 @@ from controlplane.model.labels import Labels, freeze
 
 NodeType = Literal["sidecar", "router", "waypoint", "ztunnel", "agentgateway"]
 Generator = Literal["", "grpc", "event", "api"]
-#: How a sidecar's connections get to it. HOME is ours: an Envoy that takes what the kernel's programs of its node leave.
-#: Its bootstrap has the listeners that connections arrive at, so it is sent neither those nor anything inbound.
+#: How a sidecar's connections get to it. HOME is ours: an Envoy that takes what the kernel's programs of its node
+#: leave. Its bootstrap has the listeners that connections arrive at, so it is sent neither those nor anything inbound.
 Interception = Literal["REDIRECT", "TPROXY", "NONE", "HOME"]
 
 _NODE_TYPES: frozenset[str] = frozenset(get_args(NodeType))

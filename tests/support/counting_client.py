@@ -1,8 +1,8 @@
 """Requests over one keep-alive connection, and how many bytes went either way: `python counting_client.py ORDER.json`.
 
 Input: {"host": IP, "port": N, "requests": [latin-1 text, ...], "leave": bytes of the last response to read, or null}
-Output: {"statuses": [...], "sent": [...], "received": [...], "seconds": [...]}, one item for each request. Responses must
-have a Content-Length.
+Output: {"statuses": [...], "sent": [...], "received": [...], "seconds": [...]}, one item for each request. Responses
+must have a Content-Length.
 """
 
 from __future__ import annotations
