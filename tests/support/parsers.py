@@ -14,7 +14,7 @@ from typing import Any
 from tests.support.little_node import LittleNode, Pod
 
 _HERE = Path(__file__).parent
-_UNDERSCORE = re.compile(r'invalid header line: "[^:" ]*_[^:" ]*:')
+_UNDERSCORE = re.compile(r'invalid header line: "[!-~]*[^-:0-9A-Za-z][!-~]*:')
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ http {{
             data = file.read()
         data = data[: data.rfind(b"\n") + 1]
         self._read[path] = self._read.get(path, 0) + len(data)
-        return data.decode(errors="replace").splitlines()
+        return data.decode(errors="replace").split("\n")[:-1]
 
     @staticmethod
     def _event(server: str, data: dict[str, Any]) -> Event:
