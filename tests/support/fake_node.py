@@ -42,6 +42,7 @@ _SHAPES: dict[str, tuple[MapType, int | str, int | str, int]] = {
     "punt_stats": (MapType.PERCPU_HASH, "up_punt_key", 8, 64),
     "home_stats": (MapType.HASH, 4, "up_home_stat", 64),
     "reply_stats": (MapType.PERCPU_HASH, "up_punt_key", 8, 64),
+    "flow_stats": (MapType.PERCPU_HASH, "up_flow_key", "up_flow_stat", 64),
     "replies": (MapType.HASH, 8, "up_reply", n.REPLIES),
     "home_rules": (MapType.HASH, 8, "up_home_rule", 64),
     "interface_stats": (MapType.PERCPU_ARRAY, 4, "up_interface_stat", n.INTERFACES),

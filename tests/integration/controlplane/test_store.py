@@ -109,11 +109,18 @@ def write(directory: Path, share: int = 10) -> tuple[str, str]:
     return str(services), str(rules)
 
 
+def newest(plane: Any) -> str:
+    """The id of the last revision; empty without one."""
+    revisions = plane.json("/api/v1/config/history")["revisions"]
+    return str(revisions[0]["id"]) if revisions else ""
+
+
 def test_every_replica_serves_a_change_within_a_second(
     tmp_path: Path, empty: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two = pair = empty
     services, rules = write(tmp_path)
+    before = [newest(plane) for plane in pair]
     assert config(one, "apply", "-f", services, "-f", rules) == OK
     said = capsys.readouterr().out
     assert "VirtualService default/greeter created" in said
@@ -121,7 +128,10 @@ def test_every_replica_serves_a_change_within_a_second(
         wait_for("the rule is in force", lambda plane=plane: weight(plane) == 10, 1.0)
         assert verdicts(plane)["VirtualService/greeter"] == ("accepted", rules, 1), "where its author wrote it"
         assert verdicts(plane)["DestinationRule/greeter"][0] == "accepted"
-    ids = [plane.json("/api/v1/config/history")["revisions"][0]["id"] for plane in pair]
+    # History is written when the clients have been served.
+    for plane, old in zip(pair, before, strict=True):
+        wait_for("the revision is kept", lambda plane=plane, old=old: newest(plane) != old, 5.0)
+    ids = [newest(plane) for plane in pair]
     assert ids[0] == ids[1], "a revision's name is its content"
 
     with AdsStream(one.xds, delta=True) as first, AdsStream(two.xds, delta=True) as second:

@@ -172,6 +172,7 @@ def map_dump(
         known = ", ".join(sorted(decoders.DECODERS))
         why = {
             "sockets": "it is storage inside sockets, and cannot be listed",
+            "accepted": "it is storage inside sockets, and cannot be listed",
             "events": "it is a ring buffer; its one reader is underpass-home",
         }.get(name, "there is no such map")
         raise CliError(f"cannot dump {name!r}", why, f"maps that can be dumped: {known}", USAGE)
@@ -207,7 +208,7 @@ def _entries(name: str, source: Map, node: Node) -> Iterator[tuple[bytes, bytes]
             value = source.lookup(key)
             if value is not None:
                 yield key, value
-    elif name in ("counters", "route_stats", "punt_stats", "reply_stats", "interface_stats"):
+    elif name in ("counters", "route_stats", "punt_stats", "reply_stats", "interface_stats", "flow_stats"):
         for key in source.keys():  # noqa: SIM118 - a BPF map, not a dict
             yield key, decoders.summed(name, source.lookup_percpu(key) or [])
     else:

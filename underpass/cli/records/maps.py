@@ -19,10 +19,13 @@ from nodeagent.abi.records import (
     Endpoint,
     EndpointRun,
     EndpointStat,
+    FlowKey,
+    FlowStat,
     HomeRule,
     HomeStat,
     InterfaceStat,
     NameKey,
+    Origin,
     PuntKey,
     Reply,
     RouteStat,
@@ -318,6 +321,30 @@ def _punt_stat(key: bytes, value: bytes, context: Context) -> Entry:
     }
 
 
+def _flow_stat(key: bytes, value: bytes, context: Context) -> Entry:
+    where, stat = FlowKey.unpack(key), FlowStat.unpack(value)
+    return {
+        "workload": context.name(NameKind.WORKLOAD, where.workload).partition(" ")[0],
+        "route": context.name(NameKind.ROUTE, where.route),
+        "endpoint": context.name(NameKind.ENDPOINT, where.endpoint).partition(" ")[0],
+        "status": where.status or "cut",
+        "requests": stat.requests,
+        "asked": stat.asked,
+        "answered": stat.answered,
+        "mean_us": stat.us // stat.requests if stat.requests else 0,
+    }
+
+
+def _origin(key: bytes, value: bytes, context: Context) -> Entry:
+    where, origin = Tuple.unpack(key), Origin.unpack(value)
+    return {
+        "local": socket_text(where.laddr, where.lport),
+        "remote": socket_text(where.raddr, where.rport),
+        "address": socket_text(origin.vip, origin.vport),
+        "workload": context.name(NameKind.WORKLOAD, origin.workload),
+    }
+
+
 def _home_stat(key: bytes, value: bytes, context: Context) -> Entry:
     stat, number = HomeStat.unpack(value), _number(key)
     return {
@@ -400,14 +427,17 @@ DECODERS: Final[dict[str, Decode]] = {
     "home_rules": _home_rule,
     "replies": _reply,
     "reply_stats": _punt_stat,
+    "flow_stats": _flow_stat,
+    "origins": _origin,
     "interface_stats": _interface_stat,
     "cgroup_workload": _cgroup,
 }
-"""The maps that can be dumped. Of the two others, `sockets` belongs to its sockets and `events` to whoever reads it."""
+"""The maps that can be dumped. Of the others, `sockets` and `accepted` lie in sockets, and `events` has its one reader."""
 
 _SUMMED: Final = {
     "counters": ("Q", 1), "route_stats": ("Q", 2), "punt_stats": ("Q", 1), "reply_stats": ("Q", 1),
     "interface_stats": ("Q", 4),
+    "flow_stats": ("Q", 14),  # the last ten are pairs of 32-bit counts: a sum of one does not reach its neighbour
 }  # fmt: skip
 
 
