@@ -432,7 +432,7 @@ DECODERS: Final[dict[str, Decode]] = {
     "interface_stats": _interface_stat,
     "cgroup_workload": _cgroup,
 }
-"""The maps that can be dumped. Of the others, `sockets` and `accepted` lie in sockets, and `events` has its one reader."""
+"""The maps that can be dumped. Of the others, `sockets` and `accepted` lie in sockets, `events` has its one reader."""
 
 _SUMMED: Final = {
     "counters": ("Q", 1), "route_stats": ("Q", 2), "punt_stats": ("Q", 1), "reply_stats": ("Q", 1),
