@@ -51,6 +51,8 @@ _METHODS: Final = {
     "Authenticate": ("Auth/Authenticate", "AuthenticateRequest", "AuthenticateResponse"),
 }
 
+_AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
 
 @dataclass(frozen=True, slots=True)
 class Put:
@@ -346,7 +348,9 @@ class Etcd:
             return StoreUnavailable(
                 "the store takes no writes", said, "compact and defragment the etcd, then disarm it"
             )
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        # While members elect a leader, some releases say so without a code of its own.
+        electing = any(words in said for words in ("proposal dropped", "leader changed", "no leader", "timed out"))
+        if electing or code in _AWAY:
             if self._current == member:
                 self._current = (member + 1) % len(self._settings.members)
             return StoreUnavailable(what, said, "start it; reconnecting goes on by itself")
