@@ -147,7 +147,7 @@ class Reconciler:
         if not ids:
             return
         flows, field = self._maps["flow_stats"], _FLOW_FIELD[kind]
-        flows.delete_many([key for key in flows.keys() if getattr(FlowKey.unpack(key), field) in ids])  # noqa: SIM118
+        flows.delete_many([key for key in flows.keys() if getattr(FlowKey.unpack(key), field) in ids])  # noqa: SIM118 - a BPF map
 
     # ---- configuration ----
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, get_args
+from typing import Final, cast, get_args
 
 from controlplane.model.mesh import Protocol
 
@@ -45,5 +45,5 @@ def entry_protocol(text: str, port: int) -> Protocol:
     """Protocol of a ServiceEntry's port."""
     upper = text.upper()
     if upper in get_args(Protocol):
-        return upper  # type: ignore[return-value]  # it is one of them
+        return cast("Protocol", upper)
     return "TCP" if port in _SERVER_FIRST else "AUTO"

@@ -1,7 +1,6 @@
 """The only ctypes over libbpf (1.1 or later) and over setns(2): plain functions on integers and bytes.
 
-Nothing here decides anything; `kernel` makes objects of it. Structures are libbpf's own option structures and the
-kernel's `bpf_*_info`, whose layout is user-space ABI (linux/bpf.h). Functions return what libbpf returns: 0 or more, or
+Nothing here decides anything; `kernel` makes objects of it. Functions return what libbpf returns: 0 or more, or
 a negative errno, unless they say that they raise. Structs of *this project* are not typed here (`nodeagent.abi`).
 """
 
@@ -16,90 +15,19 @@ from pathlib import Path
 
 from nodeagent.bpf.abc import LibbpfMessage
 from nodeagent.bpf.errors import ObjectFileError, PermissionDeniedError, UnsupportedFeatureError
+from nodeagent.bpf.structures import (
+    BatchOpts,
+    MapCreateOpts,
+    ObjectOpenOpts,
+    RawLinkInfo,
+    RawMapInfo,
+    RawProgramInfo,
+    TcHook,
+    TcOpts,
+    TestRunOpts,
+)
 
 _u32, _u64, _int, _size, _ptr, _str = c.c_uint32, c.c_uint64, c.c_int, c.c_size_t, c.c_void_p, c.c_char_p
-
-
-class _ObjectOpenOpts(c.Structure):
-    _fields_ = [
-        ("sz", _size), ("object_name", _str), ("relaxed_maps", c.c_bool), ("pin_root_path", _str), ("unused", _u32),
-        ("kconfig", _str), ("btf_custom_path", _str), ("kernel_log_buf", _ptr), ("kernel_log_size", _size),
-        ("kernel_log_level", _u32),
-    ]  # fmt: skip
-
-
-class _MapCreateOpts(c.Structure):
-    _fields_ = [
-        ("sz", _size), ("btf_fd", _u32), ("btf_key_type_id", _u32), ("btf_value_type_id", _u32),
-        ("btf_vmlinux_value_type_id", _u32), ("inner_map_fd", _u32), ("map_flags", _u32), ("map_extra", _u64),
-        ("numa_node", _u32), ("map_ifindex", _u32),
-    ]  # fmt: skip
-
-
-class _BatchOpts(c.Structure):
-    _fields_ = [("sz", _size), ("elem_flags", _u64), ("flags", _u64)]
-
-
-class _TestRunOpts(c.Structure):
-    _fields_ = [
-        ("sz", _size), ("data_in", _ptr), ("data_out", _ptr), ("data_size_in", _u32), ("data_size_out", _u32),
-        ("ctx_in", _ptr), ("ctx_out", _ptr), ("ctx_size_in", _u32), ("ctx_size_out", _u32), ("retval", _u32),
-        ("repeat", _int), ("duration", _u32), ("flags", _u32), ("cpu", _u32), ("batch_size", _u32),
-    ]  # fmt: skip
-
-
-class _TcHook(c.Structure):
-    _fields_ = [("sz", _size), ("ifindex", _int), ("attach_point", _int), ("parent", _u32)]
-
-
-class _TcOpts(c.Structure):
-    _fields_ = [
-        ("sz", _size), ("prog_fd", _int), ("flags", _u32), ("prog_id", _u32), ("handle", _u32), ("priority", _u32)
-    ]  # fmt: skip
-
-
-class RawMapInfo(c.Structure):
-    """The head of `struct bpf_map_info`; kernels fill as much as is asked for."""
-
-    _fields_ = [
-        ("type", _u32), ("id", _u32), ("key_size", _u32), ("value_size", _u32), ("max_entries", _u32),
-        ("map_flags", _u32), ("name", c.c_char * 16),
-    ]  # fmt: skip
-
-
-class RawProgramInfo(c.Structure):
-    """`struct bpf_prog_info` as far as verified_insns (Linux 5.16)."""
-
-    _fields_ = [
-        ("type", _u32), ("id", _u32), ("tag", c.c_uint8 * 8), ("jited_prog_len", _u32), ("xlated_prog_len", _u32),
-        ("jited_prog_insns", _u64), ("xlated_prog_insns", _u64), ("load_time", _u64), ("created_by_uid", _u32),
-        ("nr_map_ids", _u32), ("map_ids", _u64), ("name", c.c_char * 16), ("ifindex", _u32), ("gpl", _u32),
-        ("netns_dev", _u64), ("netns_ino", _u64), ("nr_jited_ksyms", _u32), ("nr_jited_func_lens", _u32),
-        ("jited_ksyms", _u64), ("jited_func_lens", _u64), ("btf_id", _u32), ("func_info_rec_size", _u32),
-        ("func_info", _u64), ("nr_func_info", _u32), ("nr_line_info", _u32), ("line_info", _u64),
-        ("jited_line_info", _u64), ("nr_jited_line_info", _u32), ("line_info_rec_size", _u32),
-        ("jited_line_info_rec_size", _u32), ("nr_prog_tags", _u32), ("prog_tags", _u64), ("run_time_ns", _u64),
-        ("run_cnt", _u64), ("recursion_misses", _u64), ("verified_insns", _u32),
-    ]  # fmt: skip
-
-
-class _LinkCgroup(c.Structure):
-    _fields_ = [("cgroup_id", _u64), ("attach_type", _u32)]
-
-
-class _LinkDevice(c.Structure):
-    _fields_ = [("ifindex", _u32), ("attach_type", _u32)]
-
-
-class _LinkUnion(c.Union):
-    _fields_ = [("cgroup", _LinkCgroup), ("device", _LinkDevice), ("room", c.c_uint8 * 48)]
-
-
-class RawLinkInfo(c.Structure):
-    """`struct bpf_link_info` with the union members that this project reads."""
-
-    _fields_ = [("type", _u32), ("id", _u32), ("prog_id", _u32), ("of", _LinkUnion)]
-
 
 _PrintFn = c.CFUNCTYPE(_int, _int, _str, _ptr)
 _SampleFn = c.CFUNCTYPE(_int, _ptr, _ptr, _size)
@@ -264,7 +192,7 @@ def map_create(
     kind: int, name: str, key_size: int, value_size: int, entries: int, flags: int = 0, inner_fd: int = 0
 ) -> int:
     """Descriptor of a new map."""
-    opts = _opts(_MapCreateOpts(map_flags=flags, inner_map_fd=inner_fd))
+    opts = _opts(MapCreateOpts(map_flags=flags, inner_map_fd=inner_fd))
     short = name.encode()[:15]
     return int(library().bpf_map_create(kind, short, key_size, value_size, entries, c.byref(opts)))
 
@@ -306,7 +234,7 @@ def map_lookup_batch(
     after = c.create_string_buffer(size)
     keys, values = c.create_string_buffer(key_size * count), c.create_string_buffer(slot * count)
     number = _u32(count)
-    opts = _opts(_BatchOpts(elem_flags=flags))
+    opts = _opts(BatchOpts(elem_flags=flags))
     result = int(library().bpf_map_lookup_batch(fd, before, after, keys, values, c.byref(number), c.byref(opts)))
     n = number.value if result in (0, -errno.ENOENT) else 0
     return result, n, c.string_at(keys, n * key_size), c.string_at(values, n * slot), after.raw
@@ -315,7 +243,7 @@ def map_lookup_batch(
 def map_update_batch(fd: int, keys: bytes, values: bytes, count: int, flags: int = 0) -> tuple[int, int]:
     """(result, number written)."""
     number = _u32(count)
-    opts = _opts(_BatchOpts(elem_flags=flags))
+    opts = _opts(BatchOpts(elem_flags=flags))
     result = int(library().bpf_map_update_batch(fd, keys, values, c.byref(number), c.byref(opts)))
     return result, number.value
 
@@ -412,7 +340,7 @@ def test_run(
     fd: int, data: bytes, context: bytes, repeat: int, room: int, context_back: bool
 ) -> tuple[int, int, bytes, bytes, int]:
     """(result, retval, packet, context, mean ns). Without context_back the kernel writes it over its input."""
-    opts = _opts(_TestRunOpts(repeat=repeat))
+    opts = _opts(TestRunOpts(repeat=repeat))
     packet = c.create_string_buffer(len(data) + room)
     given = c.create_string_buffer(context, len(context)) if context else None
     back = c.create_string_buffer(len(context)) if context and context_back else None
@@ -433,7 +361,7 @@ def test_run(
 def packet_runner(fd: int, size: int) -> Callable[[bytes], tuple[int, int]]:
     """A test run of one packet of always the same size, in memory kept for it: (result, retval). For one thread."""
     packet = c.create_string_buffer(size)
-    opts = _opts(_TestRunOpts(data_in=c.addressof(packet), data_size_in=size, repeat=1))
+    opts = _opts(TestRunOpts(data_in=c.addressof(packet), data_size_in=size, repeat=1))
     run, at = library().bpf_prog_test_run_opts, c.byref(opts)
 
     def call(data: bytes) -> tuple[int, int]:
@@ -447,13 +375,13 @@ def packet_runner(fd: int, size: int) -> Callable[[bytes], tuple[int, int]]:
 TC_HANDLE, TC_PRIORITY = 0x75, 0x7500  # our one filter on a hook: "u", after whatever a CNI put at low numbers
 
 
-def _tc(name: str, ifindex: int, egress: bool, fields: Mapping[str, int]) -> tuple[int, _TcOpts]:
-    hook = _opts(_TcHook(ifindex=ifindex, attach_point=2 if egress else 1))
+def _tc(name: str, ifindex: int, egress: bool, fields: Mapping[str, int]) -> tuple[int, TcOpts]:
+    hook = _opts(TcHook(ifindex=ifindex, attach_point=2 if egress else 1))
     if name == "attach":
         created = int(library().bpf_tc_hook_create(c.byref(hook)))
         if created not in (0, -errno.EEXIST):
-            return created, _TcOpts()
-    opts = _TcOpts(handle=TC_HANDLE, priority=TC_PRIORITY, **fields)
+            return created, TcOpts()
+    opts = TcOpts(handle=TC_HANDLE, priority=TC_PRIORITY, **fields)
     return int(getattr(library(), f"bpf_tc_{name}")(c.byref(hook), c.byref(_opts(opts)))), opts
 
 
@@ -519,7 +447,7 @@ class ObjectHandle:
         """ObjectFileError when libbpf cannot read the file."""
         self.path = path
         self._obj: int | None = None
-        opts = _opts(_ObjectOpenOpts(pin_root_path=os.fsencode(pin_dir) if pin_dir else None))
+        opts = _opts(ObjectOpenOpts(pin_root_path=os.fsencode(pin_dir) if pin_dir else None))
 
         def open_file() -> int:
             self._obj = library().bpf_object__open_file(os.fsencode(path), c.byref(opts))

@@ -132,9 +132,9 @@ actions = st.one_of(transactions, steps, st.sampled_from([("lose",), ("compact",
 def play(world: World, script: list[tuple[object, ...]]) -> None:
     for name, *arguments in script:
         if name == "transact":
-            world.server.transact(*arguments)  # type: ignore[arg-type]
+            world.server.transact(*arguments)  # type: ignore[arg-type]  # as drawn
         elif name == "step":
-            world.step(*arguments)  # type: ignore[arg-type]
+            world.step(*arguments)  # type: ignore[arg-type]  # as drawn
             if world.follower.synced:  # never half a transaction, never anything older than its revision
                 assert world.follower.entries == world.server.states[world.follower.revision]
         elif name == "lose":

@@ -18,6 +18,7 @@ from nodeagent.abi import btf
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = ROOT / "kernel" / "include" / "abi.h"
+COUNTS = HEADER.with_name("counts.h")  # a part of it
 REASONS = ROOT / "kernel" / "core" / "reasons.h"
 ABI = ROOT / "nodeagent" / "abi"
 
@@ -41,7 +42,7 @@ def header_btf() -> Any:
     """BTF of every structure and enumeration of abi.h, whether a program uses it or not."""
     found = tools()
     assert found is not None, "clang or bpftool is missing"
-    text = HEADER.read_text()
+    text = HEADER.read_text() + COUNTS.read_text()
     lines = ["#include <linux/bpf.h>", f'#include "{HEADER}"']
     for keyword in ("struct", "enum"):
         for name in sorted(set(re.findall(rf"^{keyword} (up_\w+) {{", text, re.MULTILINE))):
@@ -60,7 +61,7 @@ def rendered() -> dict[Path, str]:
     data = header_btf()
     return {
         ABI / "layout.py": btf.render_layout(data),
-        ABI / "numbers.py": btf.render_numbers(data, HEADER.read_text(), REASONS.read_text()),
+        ABI / "numbers.py": btf.render_numbers(data, HEADER.read_text() + COUNTS.read_text(), REASONS.read_text()),
     }
 
 

@@ -32,7 +32,7 @@ def node(mode: str) -> Node:
 @pytest.fixture(name="served")
 def _served() -> dict[str, dict[str, dict[str, Any]]]:
     prepared = prepare(read(MESH).mesh)
-    return {mode: translate(prepared, node(mode)) for mode in ("HOME", "REDIRECT")}  # type: ignore[misc]
+    return {mode: translate(prepared, node(mode)) for mode in ("HOME", "REDIRECT")}  # type: ignore[misc]  # untyped JSON
 
 
 def test_the_outbound_side_of_a_sidecar_and_nothing_that_listens(served: dict[str, dict[str, Any]]) -> None:

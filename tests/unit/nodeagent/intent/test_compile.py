@@ -246,7 +246,7 @@ def test_an_ejected_endpoint_gets_nothing_and_keeps_what_it_has(base: Resources)
 
 def test_limits_of_requests_are_homes_and_limits_of_connections_the_waypoints(base: Resources) -> None:
     def where(retry: Retry | None = None, **settings: object) -> tuple[Where, tuple[str, ...], Rule]:
-        changed = replace(base.clusters["a"], **settings)  # type: ignore[arg-type]
+        changed = replace(base.clusters["a"], **settings)  # type: ignore[arg-type]  # any of its fields
         held = replace(base, clusters={**base.clusters, "a": changed})
         forward = Forward((WeightedCluster("a", 1),), 0.0, retry)
         only = Route("r", prefix("/"), forward)
